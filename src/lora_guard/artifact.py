@@ -1,0 +1,186 @@
+"""A guard on disk: what the folder holds, how it is written in one step and read with every key checked."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lora_guard import adapter, files
+from lora_guard.errors import ArtifactError
+from lora_guard.render import RENDER_VERSION
+from lora_guard.verdict import Calibration
+
+FORMAT_VERSION: Literal[1] = 1
+SPEC_FILE = "guard.json"
+HEADS_FILE = "heads.safetensors"
+CARD_FILE = "README.md"
+LICENCE_FILE = "LICENSE"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseReference(_Strict):
+    """The chat model a guard was trained for. The fingerprint ties them; name and revision say where to find it."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    hidden_size: int
+    note: str | None = None
+
+
+class HeadsShape(_Strict):
+    """The shape of ``heads.safetensors``."""
+
+    bias: bool
+    harmful: bool
+
+
+class DataReference(_Strict):
+    """One data source a guard was trained on."""
+
+    name: str
+    rows: int
+    licence: str | None
+
+
+class GuardSpec(_Strict):
+    """The contents of ``guard.json``."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    adapter: Literal["lora", "none"]
+    base: BaseReference
+    taxonomy: dict[str, Any]
+    render_version: int = RENDER_VERSION
+    invocation: str
+    max_length: int
+    heads: HeadsShape
+    calibration: Calibration
+    data: list[DataReference] = []
+    licence: str | None = None
+    metrics: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    files: dict[str, str] = Field(default_factory=dict)
+    """File name -> sha256, of every file that decides a score."""
+
+
+class Artifact(BaseModel):
+    """A guard folder that was read: the spec and the tensors, checked but not yet attached to a model."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+
+    folder: Path
+    spec: GuardSpec
+    adapter: dict[str, Tensor]
+    heads: dict[str, Tensor]
+
+
+def write(
+    folder: Path,
+    spec: GuardSpec,
+    *,
+    adapter_config: dict[str, Any] | None,
+    tensors: dict[str, Tensor],
+    heads: dict[str, Tensor],
+    card: str,
+    licence: str | None = None,
+) -> None:
+    """Write a guard folder in one step: a reader sees the old one or the new one, never a half.
+
+    Args:
+        folder: replaced if it exists.
+        spec: its ``files`` are filled in here.
+        adapter_config: PEFT's ``adapter_config.json``; None for a guard without adapter.
+        tensors: the adapter's, by PEFT's names.
+        heads: ``weight`` and perhaps ``bias``.
+        card: the model card, Markdown.
+        licence: text of the weights' licence.
+
+    Raises:
+        ResourceError: no disk space.
+    """
+    contents = {HEADS_FILE: save(heads)}
+    if adapter_config is not None:
+        contents[adapter.CONFIG_FILE] = (json.dumps(adapter_config, indent=2, sort_keys=True) + "\n").encode()
+        contents[adapter.WEIGHTS_FILE] = save(tensors, metadata={"format": "pt"})
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    spec = spec.model_copy(update={"files": hashes})
+    contents[SPEC_FILE] = (spec.model_dump_json(indent=2) + "\n").encode()
+    contents[CARD_FILE] = card.encode()
+    if licence is not None:
+        contents[LICENCE_FILE] = licence.encode()
+    with files.new_folder(folder) as temporary:
+        for name, data in contents.items():
+            files.write_bytes(temporary / name, data)
+
+
+def read(folder: Path) -> Artifact:
+    """Read a guard folder: format, render version and every file's hash are checked.
+
+    Raises:
+        ArtifactError: what is missing, corrupted or of another version.
+    """
+    spec = read_spec(folder)
+    names = {HEADS_FILE} | ({adapter.CONFIG_FILE, adapter.WEIGHTS_FILE} if spec.adapter == "lora" else set())
+    if set(spec.files) != names:
+        raise ArtifactError(f"{folder / SPEC_FILE}: 'files' lists {sorted(spec.files)}; allowed: {sorted(names)}")
+    contents = {name: _read_checked(folder / name, spec.files[name]) for name in sorted(names)}
+    return Artifact(
+        folder=folder,
+        spec=spec,
+        adapter=_tensors(folder / adapter.WEIGHTS_FILE, contents.get(adapter.WEIGHTS_FILE)),
+        heads=_tensors(folder / HEADS_FILE, contents[HEADS_FILE]),
+    )
+
+
+def read_spec(folder: Path) -> GuardSpec:
+    """Read ``guard.json`` alone.
+
+    Raises:
+        ArtifactError: it is missing, not of this form, or of another format or render version.
+    """
+    path = folder / SPEC_FILE
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} is not a guard: it has no {SPEC_FILE}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    for field, supported in {"format_version": FORMAT_VERSION, "render_version": RENDER_VERSION}.items():
+        found = raw.get(field) if isinstance(raw, dict) else None
+        if found != supported:
+            raise ArtifactError(f"{path}: {field} is {found!r}; allowed: {supported} (this version of lora-guard)")
+    try:
+        return GuardSpec.model_validate(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ArtifactError(f"{path}: field {where!r}: {problem['msg']}") from error
+
+
+def _read_checked(path: Path, expected: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise ArtifactError(f"{path} is corrupted: its sha256 is {found[:12]}…, {SPEC_FILE} says {expected[:12]}…")
+    return data
+
+
+def _tensors(path: Path, data: bytes | None) -> dict[str, Tensor]:
+    if data is None:
+        return {}
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is not a safetensors file: {error}") from error

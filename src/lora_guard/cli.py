@@ -1,0 +1,164 @@
+"""The command line: parses, calls one function, prints; every error is one line and a non-zero exit code."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from lora_guard.errors import InputError, LoraGuardError
+
+# torch and all that stands on it are imported inside the commands: --help answers at once.
+
+app = typer.Typer(
+    name="lora-guard",
+    help="Moderate a chat model with low-rank adapters on the model itself: train, evaluate, moderate, chat.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+GuardOption = Annotated[str, typer.Option(help="default, a guard or run folder, or a hub id.")]
+BaseOption = Annotated[
+    str | None, typer.Option(help="Base model: a hub id, folder or .gguf file; the guard's own when absent.")
+]
+OtherBaseOption = Annotated[
+    bool, typer.Option("--allow-other-base", help="Accept a base model with other weights than the guard's.")
+]
+TargetOption = Annotated[str | None, typer.Option(help="prompt or response; the last message decides when absent.")]
+
+
+def _command(function: Command) -> Command:
+    """Register a command whose errors become one line on stderr: exit code 1, or 130 after Ctrl-C."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except LoraGuardError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            print("interrupted; what was written stays", file=sys.stderr)
+            raise typer.Exit(130) from error
+
+    app.command()(run)
+    return function
+
+
+@_command
+def train(
+    out: Annotated[Path, typer.Argument(help="Run folder: new, or begun before with --resume.")],
+    config: Annotated[Path | None, typer.Option(help="YAML file; the run folder's own with --resume.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value for any field of the config; may be repeated.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="grouped or paper, short for --set split=….")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+) -> None:
+    """Train a guard. Also under: accelerate launch -m lora_guard train …"""
+    from lora_guard.config import TrainConfig
+    from lora_guard.training.loop import train as run
+
+    saved = out / "config.yaml"
+    source = config or (saved if resume and saved.is_file() else None)
+    overrides = [*(set_ or []), *([f"split={split}"] if split else [])]
+    run(TrainConfig.load(source, overrides), out, resume=resume)
+
+
+@_command
+def eval(
+    data: Annotated[list[Path], typer.Option(help="Files with labelled rows; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json and results.md.")],
+    guard: GuardOption = "default",
+    base: BaseOption = None,
+    allow_other_base: OtherBaseOption = False,
+    resamples: Annotated[int, typer.Option(min=10, help="Bootstrap resamples behind each interval.")] = 1000,
+) -> None:
+    """Evaluate a guard on labelled files: metrics with 95 % intervals, for harmfulness and each category."""
+    from lora_guard.evaluation.run import evaluate_files
+    from lora_guard.guard import Guard
+
+    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base)
+    print(evaluate_files(loaded, data, out, resamples=resamples))
+
+
+@_command
+def moderate(
+    prompt: Annotated[str | None, typer.Option(help="The prompt.")] = None,
+    response: Annotated[str | None, typer.Option(help="The response to the prompt.")] = None,
+    target: TargetOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the verdict as one line of JSON.")] = False,
+    input: Annotated[str | None, typer.Option(help="JSONL file of rows; - is stdin.")] = None,
+    output: Annotated[str, typer.Option(help="JSONL file of rows with verdicts, resumed if begun; - is stdout.")] = "-",
+    guard: GuardOption = "default",
+    base: BaseOption = None,
+    allow_other_base: OtherBaseOption = False,
+) -> None:
+    """Judge one prompt or response, or a file of them."""
+    from lora_guard.moderate_command import moderate_many, moderate_one
+
+    if (prompt is None) == (input is None):
+        raise InputError("give either --prompt (and perhaps --response) or --input")
+    options = {"guard": guard, "base": base, "allow_other_base": allow_other_base, "target": target}
+    if prompt is not None:
+        moderate_one(prompt, response, as_json=json_, **options)
+    else:
+        moderate_many(str(input), output, **options)
+
+
+@_command
+def chat(
+    guard: GuardOption = "default",
+    base: BaseOption = None,
+    allow_other_base: OtherBaseOption = False,
+    system: Annotated[str | None, typer.Option(help="System message; the model's own when absent.")] = None,
+    block: Annotated[bool, typer.Option("--block", help="Withhold flagged answers.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Talk to the chat model; verdicts on prompt and response follow each answer."""
+    from lora_guard.guard import Guard
+    from lora_guard.terminal import converse
+
+    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base)
+    settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    converse(loaded, system=system, block=block, **settings)  # type: ignore[arg-type]
+
+
+@_command
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    guard: GuardOption = "default",
+) -> None:
+    """Check the install, default model, guard, memory and threads, and say what to do about each finding."""
+    from lora_guard.doctor import examine, show
+
+    findings = examine(guard)
+    print(json.dumps([finding._asdict() for finding in findings])) if json_ else show(findings)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(installed("lora-guard"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point of ``lora-guard`` and ``python -m lora_guard``."""
+    app()

@@ -1,0 +1,1 @@
+"""Labelled rows: their form, where they are read from, how they are split and batched."""

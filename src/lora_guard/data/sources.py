@@ -1,0 +1,157 @@
+"""Where rows are read from: JSONL, CSV and Parquet files, and data sets on the Hugging Face hub."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_guard.config import Source
+from lora_guard.data.example import Example, parse_row
+from lora_guard.errors import DataError
+from lora_guard.taxonomy import Taxonomy
+
+_LABEL_FIELDS = ("prompt", "response", "unsafe")
+_HUB = "hub:"
+_BEAVERTAILS_SPLIT = "30k_train"
+
+
+def read(source: Source, taxonomy: Taxonomy, seed: int = 0) -> list[Example]:
+    """The examples of a source; ``source.rows`` of them, drawn with the seed and in file order, if it says so.
+
+    Raises:
+        DataError: missing, empty or unreadable data, or a bad row (with file and line).
+    """
+    if source.path.startswith(_HUB):
+        examples = _read_hub(source, taxonomy)
+    else:
+        examples = read_file(Path(source.path), taxonomy, source.columns)
+    if source.rows is None or source.rows >= len(examples):
+        return examples
+    chosen = np.sort(np.random.default_rng(seed).choice(len(examples), source.rows, replace=False))
+    return [examples[index] for index in chosen]
+
+
+def read_file(path: Path, taxonomy: Taxonomy, columns: Mapping[str, str] | None = None) -> list[Example]:
+    """The examples of a .jsonl, .csv or .parquet file.
+
+    Args:
+        path: the file.
+        taxonomy: names the categories that may occur.
+        columns: our field (``prompt``, ``response``, ``unsafe`` or a category) -> the file's column. A column with the
+            name of a field or category needs no entry.
+
+    Raises:
+        DataError: missing, empty or unreadable, a column that is not there, or a bad row.
+    """
+    readers = {".jsonl": read_rows, ".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"data file {str(path)!r} has ending {path.suffix!r}; allowed: {', '.join(readers)}")
+    rows = readers[path.suffix.lower()](path)
+    mapping = dict(columns or {})
+    if path.suffix.lower() != ".jsonl" or mapping:
+        rows = ((where, _map_columns(row, mapping, taxonomy, where)) for where, row in rows)
+    examples = [parse_row(row, taxonomy, where, path.stem) for where, row in rows]
+    if not examples:
+        raise DataError(f"data file {str(path)!r} is empty; needed: at least one row")
+    return examples
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSONL file with their places (``file.jsonl:12``); blank lines are skipped.
+
+    Raises:
+        DataError: a missing file, or a line that is not a JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
+    except OSError as error:
+        raise DataError(f"data file {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def parse_line(line: str | bytes, where: str) -> dict[str, Any]:
+    """One line of JSONL.
+
+    Raises:
+        DataError: not a JSON object in UTF-8.
+    """
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 at byte {error.start}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {type(row).__name__}; allowed: a JSON object")
+    return row
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(f"{path}:{reader.line_num}: row has another number of cells than the header")
+                yield f"{path}:{reader.line_num}", row
+    except OSError as error:
+        raise DataError(f"data file {str(path)!r} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"data file {str(path)!r} is not CSV in UTF-8: {error}") from error
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", row
+    except OSError as error:
+        raise DataError(f"data file {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except pyarrow.ArrowException as error:
+        raise DataError(f"data file {str(path)!r} is not Parquet: {error}") from error
+
+
+def _map_columns(row: dict[str, Any], columns: Mapping[str, str], taxonomy: Taxonomy, where: str) -> dict[str, Any]:
+    """The row in our form: named fields and category columns gathered; a response cell without text is none."""
+    for field, column in columns.items():
+        if field not in (*_LABEL_FIELDS, *taxonomy.categories):
+            raise DataError(f"{where}: columns name {field!r}; allowed: {', '.join(_LABEL_FIELDS)} or a category")
+        if column not in row:
+            raise DataError(f"{where}: no column {column!r}; the file has {', '.join(map(str, row))}")
+    renamed = {**row, **{field: row[column] for field, column in columns.items()}}
+    flat = {category: renamed[category] for category in taxonomy.categories if category in renamed}
+    return {
+        **renamed,
+        "response": renamed.get("response") or None,
+        "categories": {**(renamed.get("categories") or {}), **flat},
+    }
+
+
+def _read_hub(source: Source, taxonomy: Taxonomy) -> list[Example]:
+    import datasets
+
+    name = source.path.removeprefix(_HUB)
+    try:
+        rows = datasets.load_dataset(name, split=source.split or _BEAVERTAILS_SPLIT, revision=source.revision)
+    except Exception as error:  # the hub client raises errors of a dozen libraries
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"hub data set {name!r} cannot be loaded: {reason}") from error
+    examples = []
+    for number, row in enumerate(rows, 1):
+        where = f"{name}:{number}"
+        mapped = _map_columns(row, source.columns, taxonomy, where) if source.columns else row
+        examples.append(parse_row(mapped, taxonomy, where, name))
+    if not examples:
+        raise DataError(f"hub data set {name!r} is empty; needed: at least one row")
+    return examples

@@ -1,0 +1,97 @@
+"""The protocol every engine implements: one conversation state, two readers (the chat and the guard)."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from lora_guard.conversation import Conversation, Target
+from lora_guard.render import Renderer
+from lora_guard.verdict import GuardLogits
+
+
+class Session(Protocol):
+    """One conversation as token ids, extended by the chat and judged by the guard.
+
+    The engine knows token ids only; :class:`lora_guard.render.Renderer` makes them from text. A judgement leaves the
+    generation path bit for bit as it was: the same ``append`` and ``sample`` calls give the same tokens and logits with
+    any number of judgements among them.
+    """
+
+    @property
+    def position(self) -> int:
+        """How many tokens the conversation holds."""
+        ...
+
+    def append(self, token_ids: Sequence[int]) -> None:
+        """Generation path: extend the conversation.
+
+        Raises:
+            InputError: the conversation would be longer than the model's context.
+        """
+        ...
+
+    def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
+        """Generation path: choose the next token, extend the conversation by it and return it.
+
+        Args:
+            temperature: 0 takes the likeliest token; above, logits are divided by it.
+            top_p: draw from the smallest set of likeliest tokens whose probabilities reach this sum.
+
+        Raises:
+            InputError: a value outside its range, nothing appended yet, or a full context.
+        """
+        ...
+
+    def judge(self, target: Target, at: int | None = None) -> GuardLogits:
+        """Guard path: judge the conversation's first ``at`` tokens, all of them by default.
+
+        ``at`` is the position after the target's last content token. Tokens behind it are not seen.
+
+        Raises:
+            InputError: ``at`` outside 1 … ``position``.
+        """
+        ...
+
+    def rewind(self, position: int) -> None:
+        """Forget the tokens behind ``position``.
+
+        Raises:
+            InputError: ``position`` outside 0 … the present one.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """One chat model with a guard attached, from one copy of the weights."""
+
+    @property
+    def renderer(self) -> Renderer:
+        """Makes this model's token ids."""
+        ...
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        ...
+
+    def session(self, *, seed: int = 0) -> Session:
+        """A new, empty conversation; ``seed`` drives its sampling."""
+        ...
+
+    def decoder(self) -> Callable[[int], str]:
+        """A streaming detokenizer: call it with each new token id; it returns the text that became complete."""
+        ...
+
+    def score(
+        self,
+        conversations: Sequence[Conversation],
+        targets: Sequence[Target],
+        *,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> list[GuardLogits]:
+        """Judge many conversations, results in input order; ``done`` is called with the number of rows as they finish.
+
+        Raises:
+            InputError: a conversation has no message of its target's kind.
+            ResourceError: no memory for a batch.
+        """
+        ...

@@ -1,0 +1,104 @@
+"""Atomic writes: a reader, or the run after a kill, finds the old contents or the new, never a half."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile, mkdtemp
+from typing import Any
+
+from lora_guard.errors import ResourceError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file's contents: temporary file beside it, fsync, rename.
+
+    Raises:
+        ResourceError: the file cannot be written; what was there stays.
+    """
+    with _writing(path), NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # temporary files begin as private to their owner
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """As :func:`write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As :func:`write_bytes`, as indented JSON; NaN is refused, JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file and wait until it is on the disk; a kill can cut short the last line only.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    with _writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder beside ``final`` that becomes it when the block ends without an error.
+
+    A folder that was at ``final`` is replaced.
+
+    Raises:
+        ResourceError: it cannot be written; what was there stays.
+    """
+    with _writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+    try:
+        yield temporary
+        with _writing(final):
+            temporary.chmod(0o777 & ~_umask())
+            replaced = Path(mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
+            if final.exists():
+                final.replace(replaced)
+            temporary.replace(final)
+            _sync(final.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise ResourceError(f"{path} cannot be written: {reason}") from error
+
+
+def _sync(folder: Path) -> None:
+    """Make renames within the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

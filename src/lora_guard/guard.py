@@ -1,0 +1,245 @@
+"""Guard: what users hold. Load one, moderate conversations with it, chat through both paths."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import torch
+from huggingface_hub import snapshot_download
+
+from lora_guard import adapter, artifact, base_model
+from lora_guard.artifact import Artifact, GuardSpec
+from lora_guard.conversation import Conversation, Target
+from lora_guard.engine.session import Engine, Session
+from lora_guard.engine.torch_engine import TorchEngine
+from lora_guard.errors import ArtifactError, InputError
+from lora_guard.heads import GuardHeads
+from lora_guard.model import GuardModel
+from lora_guard.taxonomy import Taxonomy
+from lora_guard.verdict import GuardLogits, Verdict
+
+DEFAULT_GUARD = "smollm2-135m"
+"""The guard that ships in the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatEnd:
+    """The last thing a chat yields: the whole answer and the verdicts.
+
+    ``response`` is None and so is its verdict when a flagged prompt was not answered. ``withheld`` says that a flagged
+    answer was generated and not yielded; ``finish_reason`` follows the chat completions of OpenAI.
+    """
+
+    response: str | None
+    prompt_verdict: Verdict
+    response_verdict: Verdict | None
+    finish_reason: Literal["stop", "length", "content_filter"]
+
+
+class Guard:
+    """A chat model and the guard on it.
+
+    Args:
+        spec: what the guard is: base, taxonomy, calibration.
+        engine: runs both paths.
+    """
+
+    def __init__(self, spec: GuardSpec, engine: Engine) -> None:
+        self.spec = spec
+        self.engine = engine
+        self.taxonomy = Taxonomy.from_dict(spec.taxonomy)
+
+    @classmethod
+    def load(
+        cls,
+        guard: str | Path = "default",
+        *,
+        base: str | None = None,
+        allow_other_base: bool = False,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+    ) -> Self:
+        """Load a guard and the chat model it was trained for.
+
+        Args:
+            guard: ``default`` (ships in the package), a guard or run folder, or a hub id.
+            base: another place of the base model than the guard names: a hub id, a folder or a .gguf file.
+            allow_other_base: accept a base whose weights differ from those the guard was trained on; scores then mean
+                little without a new calibration.
+            precision: of the guard path; ``auto`` takes bf16 where the device multiplies it natively.
+
+        Raises:
+            ArtifactError: the guard is missing, corrupted, or made for other weights.
+            ModelError: the base model cannot be loaded.
+        """
+        saved = artifact.read(find(guard))
+        spec = saved.spec
+        chat_model = base_model.load(base or spec.base.name, revision=None if base else spec.base.revision)
+        if chat_model.fingerprint != spec.base.fingerprint and not allow_other_base:
+            raise ArtifactError(
+                f"{saved.folder} was trained on weights {spec.base.fingerprint[:19]}… of {spec.base.name!r}, and "
+                f"{chat_model.name!r} has {chat_model.fingerprint[:19]}…; allowed: the same, or --allow-other-base"
+            )
+        model = build(chat_model, saved)
+        engine = TorchEngine(
+            chat_model, model, invocation=spec.invocation, max_length=spec.max_length, precision=precision
+        )
+        return cls(spec, engine)
+
+    @overload
+    def moderate(self, conversations: Conversation, *, target: Target | None = ...) -> Verdict: ...
+
+    @overload
+    def moderate(
+        self, conversations: Sequence[Conversation], *, target: Target | None = ..., done: Callable[[int], None] = ...
+    ) -> list[Verdict]: ...
+
+    def moderate(
+        self,
+        conversations: Conversation | Sequence[Conversation],
+        *,
+        target: Target | None = None,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> Verdict | list[Verdict]:
+        """Judge a conversation, or a list of them in one go.
+
+        Args:
+            conversations: one, or several.
+            target: ``prompt`` or ``response``; by default the last message decides.
+            done: called with the number of conversations as they finish.
+
+        Returns:
+            A verdict, or a list in input order.
+
+        Raises:
+            InputError: a conversation has no message of the target's kind.
+            ResourceError: no memory for a batch.
+        """
+        if isinstance(conversations, Conversation):
+            return self.moderate([conversations], target=target)[0]
+        targets = [target or conversation.target for conversation in conversations]
+        logits = self.engine.score(conversations, targets, done=done)
+        return [self.verdict(row, judged) for row, judged in zip(logits, targets, strict=True)]
+
+    def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
+        """Apply the saved temperatures and thresholds to what :meth:`Session.judge` returned."""
+        return self.spec.calibration.verdict(logits, target)
+
+    def session(self, *, seed: int = 0) -> Session:
+        """A new conversation at the level of token ids (see :class:`lora_guard.engine.session.Session`)."""
+        return self.engine.session(seed=seed)
+
+    def chat(
+        self,
+        conversation: Conversation,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        block: bool = False,
+    ) -> Iterator[str | ChatEnd]:
+        """Answer the conversation's last prompt: yield text as it is generated, then a :class:`ChatEnd`.
+
+        Args:
+            conversation: ends with a user message.
+            max_tokens: the longest answer, in tokens.
+            temperature: 0 is greedy.
+            top_p: nucleus sampling.
+            seed: of the sampling.
+            block: do not answer a flagged prompt, and yield an answer only once it has been judged unflagged.
+
+        Raises:
+            InputError: the last message is not the user's, or the context is full.
+        """
+        if conversation.messages[-1].role != "user":
+            raise InputError("the last message must be the user's; there is nothing to answer")
+        session = self.session(seed=seed)
+        ids, prompt_end = self.engine.renderer.chat(conversation)
+        session.append(ids)
+        prompt_verdict = self.verdict(session.judge("prompt", at=prompt_end), "prompt")
+        if block and prompt_verdict.flagged:
+            yield ChatEnd(None, prompt_verdict, None, "content_filter")
+            return
+        pieces: list[str] = []
+        finish: Literal["stop", "length"] = "length"
+        decode = self.engine.decoder()
+        for _ in range(max_tokens):
+            token = session.sample(temperature=temperature, top_p=top_p)
+            if token in self.engine.stop_tokens:
+                session.rewind(session.position - 1)
+                finish = "stop"
+                break
+            piece = decode(token)
+            pieces.append(piece)
+            if piece and not block:
+                yield piece
+        response = "".join(pieces)
+        response_verdict = self.verdict(session.judge("response"), "response")
+        if block and response_verdict.flagged:
+            yield ChatEnd(None, prompt_verdict, response_verdict, "content_filter")
+            return
+        if block and response:
+            yield response
+        yield ChatEnd(response, prompt_verdict, response_verdict, finish)
+
+
+def find(guard: str | Path) -> Path:
+    """The folder of a guard: ``default``, a guard or run folder, or a hub id.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    if str(guard) == "default":
+        return Path(__file__).parent / "guards" / DEFAULT_GUARD
+    folder = Path(guard)
+    if folder.is_dir():
+        run = folder / "guard"  # a training run keeps its guard there
+        return run if (run / artifact.SPEC_FILE).is_file() and not (folder / artifact.SPEC_FILE).is_file() else folder
+    try:
+        return Path(snapshot_download(str(guard), allow_patterns=["*.json", "*.safetensors", "*.md", "LICENSE"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"guard {str(guard)!r} not found: {reason}; allowed: default, a folder, a hub id"
+        ) from error
+
+
+def build(base: base_model.BaseModel, saved: Artifact) -> GuardModel:
+    """Attach a guard that was read to the chat model in memory.
+
+    Raises:
+        ArtifactError: its tensors do not fit the model or its own taxonomy.
+    """
+    spec = saved.spec
+    hidden = base.model.config.get_text_config().hidden_size
+    if spec.base.hidden_size != hidden:
+        raise ArtifactError(f"{saved.folder} is for features of {spec.base.hidden_size}; {base.name!r} has {hidden}")
+    names = Taxonomy.from_dict(spec.taxonomy).categories
+    if tuple(spec.calibration.categories) != names:
+        raise ArtifactError(f"{saved.folder / artifact.SPEC_FILE}: calibration and taxonomy name other categories")
+    heads = GuardHeads(hidden, len(names), bias=spec.heads.bias, harmful=spec.heads.harmful)
+    expected = {name: tensor.shape for name, tensor in heads.state_dict().items()}
+    adapter.check_tensors(saved.heads, expected, saved.folder / artifact.HEADS_FILE)
+    heads.load_state_dict(saved.heads)
+    if spec.adapter == "lora":
+        adapter.attach_saved(base.model, saved.folder, saved.adapter)
+    return GuardModel(base.model, heads.to(base.model.device)).eval().requires_grad_(False)
+
+
+def save(model: GuardModel, spec: GuardSpec, folder: Path, *, card: str, licence: str | None = None) -> None:
+    """Write the guard of a model to a folder, adapter in bf16 and heads in fp32, in one step.
+
+    Raises:
+        ResourceError: no disk space.
+    """
+    config: dict[str, Any] | None = adapter.config_dict(model.base) if spec.adapter == "lora" else None
+    artifact.write(
+        folder,
+        spec,
+        adapter_config=config,
+        tensors=adapter.weights(model.base, torch.bfloat16),
+        heads={name: tensor.cpu().contiguous() for name, tensor in model.heads.state_dict().items()},
+        card=card,
+        licence=licence,
+    )

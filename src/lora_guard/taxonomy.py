@@ -1,0 +1,104 @@
+"""Harm categories: the built-in BeaverTails set and a user's own, read from a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from lora_guard.errors import ConfigError, allowed
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """An ordered set of harm categories; the order is the order of the head's category outputs.
+
+    Raises:
+        ConfigError: no category, a repeated one, or a name that is not a non-empty string.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.categories:
+            raise ConfigError(f"taxonomy {self.name!r} has no categories; allowed: at least one")
+        bad = [c for c in self.categories if not isinstance(c, str) or not c.strip()]
+        if bad:
+            raise ConfigError(f"taxonomy {self.name!r} has category {bad[0]!r}; allowed: non-empty strings")
+        repeated = sorted({c for c in self.categories if self.categories.count(c) > 1})
+        if repeated:
+            raise ConfigError(f"taxonomy {self.name!r} repeats category {repeated[0]!r}; allowed: each once")
+
+    def index(self, category: str) -> int:
+        """The category's place among the head's category outputs.
+
+        Raises:
+            ConfigError: the taxonomy lacks it.
+        """
+        try:
+            return self.categories.index(category)
+        except ValueError:
+            raise ConfigError(
+                f"taxonomy {self.name!r} has no category {category!r}; {allowed(category, self.categories)}"
+            ) from None
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self:
+        """A built-in taxonomy by name, or a YAML or JSON file ``{name: …, categories: [a, b, …]}``.
+
+        Raises:
+            ConfigError: an unknown name, an unreadable file or one of another form.
+        """
+        if str(name_or_path) == BEAVERTAILS:
+            return cls(BEAVERTAILS, _BEAVERTAILS_CATEGORIES)
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(
+                f"taxonomy {str(name_or_path)!r} not found; allowed: {BEAVERTAILS!r} or a YAML or JSON file"
+            )
+        try:
+            return cls.from_dict(yaml.safe_load(path.read_text("utf-8")))
+        except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+            raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Self:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: another form than ``{name, categories}``.
+        """
+        if (
+            not isinstance(raw, Mapping)
+            or set(raw) != {"name", "categories"}
+            or not isinstance(raw["categories"], list)
+        ):
+            raise ConfigError("a taxonomy is a mapping of exactly 'name' (text) and 'categories' (a list of names)")
+        return cls(str(raw["name"]), tuple(raw["categories"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form saved in a guard and read from a taxonomy file."""
+        return {"name": self.name, "categories": list(self.categories)}
+
+
+BEAVERTAILS = "beavertails"
+
+# The 14 category keys of the BeaverTails data set (arXiv 2307.04657), alphabetical as the data set has them.
+_BEAVERTAILS_CATEGORIES = (
+    "animal_abuse",
+    "child_abuse",
+    "controversial_topics,politics",
+    "discrimination,stereotype,injustice",
+    "drug_abuse,weapons,banned_substance",
+    "financial_crime,property_crime,theft",
+    "hate_speech,offensive_language",
+    "misinformation_regarding_ethics,laws_and_safety",
+    "non_violent_unethical_behavior",
+    "privacy_violation",
+    "self_harm",
+    "sexually_explicit,adult_content",
+    "terrorism,organized_crime",
+    "violence,aiding_and_abetting,incitement",
+)

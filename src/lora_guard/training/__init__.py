@@ -1,0 +1,1 @@
+"""Training: the loss, the rows, the resume state and the loop."""

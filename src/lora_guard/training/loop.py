@@ -1,0 +1,207 @@
+"""The training loop: one frozen chat model, an adapter and heads, over any number of processes."""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from lora_guard import adapter, base_model
+from lora_guard.config import TrainConfig
+from lora_guard.data.batch import collate, micro_batches, plan_epoch
+from lora_guard.errors import ConfigError, out_of_memory
+from lora_guard.heads import GuardHeads
+from lora_guard.model import GuardModel, autocast, parameter_counts
+from lora_guard.progress import progress
+from lora_guard.taxonomy import Taxonomy
+from lora_guard.training.finish import finish_epoch, finish_run
+from lora_guard.training.loss import label_counts, loss_terms, pos_weights
+from lora_guard.training.rows import RunRows, prepare
+from lora_guard.training.run import Run, RunFolder
+from lora_guard.training.state import load_state, save_state
+
+
+def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
+    """Train a guard; with several processes every one of them calls this.
+
+    Args:
+        config: what to train on what.
+        out: the run folder (see :class:`RunFolder` for what is written).
+        resume: continue from the last resume state; ends with the weights of an uninterrupted run.
+
+    Returns:
+        The folder of the finished guard.
+
+    Raises:
+        ConfigError: the run folder is in use, its config differs, or the processes are not those asked for.
+        DataError, ModelError, ResourceError: as their names say.
+    """
+    accelerator = Accelerator(mixed_precision="no", log_with=list(config.log_with) or None, project_dir=str(out))
+    _check_processes(accelerator, config)
+    folder = RunFolder.open(out, config, resume=resume, main=accelerator.is_main_process)
+    run = _set_up(config, folder, accelerator)
+    plans = [plan_epoch(_lengths(run), config.batch_size, config.seed, e, run.rows.draws) for e in range(config.epochs)]
+    ends = [sum(len(plan) for plan in plans[: epoch + 1]) for epoch in range(config.epochs)]
+    parameters, rows_hash = run.model.trainable(), _hash(run.rows)
+    step = load_state(out, parameters, run.optimizer, rows_hash) if resume else 0
+    if accelerator.is_main_process:
+        folder.forget_after(step)
+    accelerator.init_trackers("lora-guard", config=_flat(config))
+    accelerator.wait_for_everyone()
+    for epoch, plan in enumerate(plans):
+        begin = ends[epoch] - len(plan)
+        done, shown = max(0, step - begin), accelerator.is_main_process
+        with progress(f"epoch {epoch + 1}/{config.epochs}", len(plan), done=done, unit="steps", shown=shown) as tick:
+            for batch in plan[done:]:
+                record = _step(run, batch, step, ends[-1], epoch)
+                step += 1
+                accelerator.log({k: v for k, v in record.items() if k not in ("step", "epoch")}, step=step)
+                if accelerator.is_main_process:
+                    folder.log_step(record)
+                    if step % config.state_every == 0 or step == ends[epoch]:
+                        save_state(out, step, parameters, run.optimizer, rows_hash)
+                tick(1, f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
+        if not folder.has_epoch(epoch + 1):
+            finish_epoch(run, epoch + 1)
+    guard = finish_run(run)
+    accelerator.end_training()
+    return guard
+
+
+def _check_processes(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Say how many processes there are, and refuse to run as fewer than were started or asked for."""
+    found = accelerator.num_processes
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    alive = int(accelerator.reduce(torch.ones(1, device=accelerator.device), "sum"))
+    wanted = config.processes or launched
+    if not found == alive == wanted:
+        raise ConfigError(
+            f"{wanted} processes were asked for and {found} are running; on CPUs start them with "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+    backend = torch.distributed.get_backend() if found > 1 else "no distribution"
+    accelerator.print(f"{found} process{'es' if found > 1 else ''} ({backend}) on {accelerator.device.type}")
+
+
+def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> Run:
+    set_seed(config.seed)
+    taxonomy = Taxonomy.load(config.taxonomy)
+    base = base_model.load(config.base_model, revision=config.revision)
+    renderer = base_model.renderer(base)
+    invocation = renderer.end_of_turn
+    rows = prepare(config, taxonomy, renderer, invocation)
+    hidden = base.model.config.get_text_config().hidden_size
+    heads = GuardHeads(hidden, len(taxonomy.categories), bias=config.head_bias, harmful=config.harmful_head)
+    if config.adapter == "lora":
+        shape = adapter.LoraShape(
+            config.lora_r, config.lora_alpha, config.lora_dropout, config.target_modules, config.layers
+        )
+        adapter.attach(base.model, shape, base_name=base.name)
+    model = GuardModel(base.model, heads)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.base.parameters() if p.requires_grad], "peak": config.learning_rate},
+            {"params": list(heads.parameters()), "peak": config.head_learning_rate or config.learning_rate},
+        ],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    if accelerator.is_main_process:
+        folder.write_setup(rows, parameter_counts(model))
+    sizes = {"training rows": len(rows.train.ids), "validation rows": len(rows.validation.ids), **rows.summary}
+    accelerator.print(", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sizes.items() if count))
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    weight = pos_weights(rows.train.labels, config.pos_weight_max).to(accelerator.device)
+    return Run(config, folder, accelerator, base, taxonomy, invocation, rows, model, wrapped, optimizer, weight)
+
+
+def _step(run: Run, batch: Sequence[int], step: int, steps: int, epoch: int) -> dict[str, float]:
+    """One optimizer step on one global batch; what :meth:`RunFolder.log_step` writes of it."""
+    config, accelerator = run.config, run.accelerator
+    began = time.monotonic()
+    # Dropout depends on the place in the run alone, so that a resumed run draws what an uninterrupted one does.
+    torch.manual_seed(hash((config.seed, step, accelerator.process_index)) % 2**63)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["peak"] * _schedule(config, step, steps)
+    run.wrapped.train()
+    train = run.rows.train
+    counts = label_counts(train.labels[list(batch)]).to(accelerator.device)
+    terms = torch.zeros(2, device=accelerator.device)
+    parts = micro_batches(
+        batch, _lengths(run), accelerator.process_index, accelerator.num_processes, config.micro_batch_size
+    )
+    for number, part in enumerate(parts):
+        with out_of_memory(f"a training pass over {len(part)} rows; lower micro_batch_size {config.micro_batch_size}"):
+            terms += _backward(run, part, counts, last=number == len(parts) - 1)
+    norm = 0.0
+    if config.max_grad_norm is not None:
+        norm = float(accelerator.clip_grad_norm_(run.wrapped.parameters(), config.max_grad_norm) or 0.0)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    harmful, categories = accelerator.reduce(terms, "sum").tolist()
+    tokens = sum(len(train.ids[index]) for index in batch)
+    return {
+        "step": step + 1,
+        "epoch": epoch + 1,
+        "loss": 0.5 * harmful + 0.5 * categories,
+        "harmful_loss": harmful,
+        "category_loss": categories,
+        "learning_rate": run.optimizer.param_groups[0]["lr"],
+        "grad_norm": norm,
+        "tokens": tokens,
+        "tokens_per_second": tokens / (time.monotonic() - began),
+    }
+
+
+def _backward(run: Run, part: Sequence[int], counts: Tensor, *, last: bool) -> Tensor:
+    """Forward and backward of one micro-batch; its share ``[2]`` of the global batch's loss terms.
+
+    An empty part still takes its turn, on an unlabelled row: processes must run the same number of passes.
+    """
+    accelerator, train = run.accelerator, run.rows.train
+    indices = list(part) or [0]
+    labels = train.labels[indices] if part else torch.full_like(train.labels[:1], math.nan)
+    batch = collate([train.ids[index] for index in indices], labels.tolist(), run.base.pad_id)
+    device = accelerator.device
+    synchronise = torch.enable_grad() if last else accelerator.no_sync(run.wrapped)
+    with synchronise:
+        with autocast(device, run.config.precision):
+            logits = run.wrapped(batch.input_ids.to(device), batch.attention_mask.to(device))
+        terms = loss_terms(logits.float(), batch.labels.to(device), run.pos_weight, counts)
+        # DDP averages gradients over processes; the terms are already shares of one global sum.
+        accelerator.backward(0.5 * terms.sum() * accelerator.num_processes)
+    return terms.detach()
+
+
+def _schedule(config: TrainConfig, step: int, steps: int) -> float:
+    """The learning rate of a step as a fraction of its peak: linear warm-up, then cosine decay or constant."""
+    warmup = math.ceil(config.warmup_fraction * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _lengths(run: Run) -> list[int]:
+    return [len(ids) for ids in run.rows.train.ids]
+
+
+def _hash(rows: RunRows) -> str:
+    """Identifies the training rows in their order: a resumed run must see the same ones."""
+    digest = hashlib.sha256(json.dumps(rows.train.ids).encode())
+    digest.update(rows.train.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _flat(config: TrainConfig) -> dict[str, str | int | float | bool]:
+    """The config as trackers take it: scalars as they are, everything else as text."""
+    values: Iterator[tuple[str, object]] = iter(config.model_dump(mode="json").items())
+    return {name: value if isinstance(value, str | int | float | bool) else str(value) for name, value in values}

@@ -1,0 +1,121 @@
+"""The rows of a run: read, cleaned, split, and turned into the token ids that the guard path reads."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_guard.config import Source, TrainConfig
+from lora_guard.data.example import Example
+from lora_guard.data.sources import read
+from lora_guard.data.split import drop_duplicates, drop_overlap, split_grouped, split_paper
+from lora_guard.errors import DataError
+from lora_guard.render import Renderer
+from lora_guard.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows ready for the model.
+
+    ``windows`` are each row's windows of token ids, one for most; ``labels`` is ``[rows, 1 + K]``, nan where unknown.
+    """
+
+    name: str
+    windows: list[list[list[int]]]
+    labels: Tensor
+
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """What a row is trained on: its first window."""
+        return [windows[0] for windows in self.windows]
+
+    def sample(self, count: int | None) -> "RowSet":
+        """At most ``count`` rows, evenly spaced; all of them when None."""
+        if count is None or count >= len(self.windows):
+            return self
+        chosen = [index * len(self.windows) // count for index in range(count)]
+        return RowSet(self.name, [self.windows[index] for index in chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """Everything a run reads. ``draws`` are the expected draws an epoch of each training row; ``summary`` is saved."""
+
+    train: RowSet
+    draws: list[float]
+    validation: RowSet
+    tests: list[RowSet]
+    splits: dict[str, Any]
+    used: dict[str, int]
+    summary: dict[str, int]
+
+
+def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocation: str) -> RunRows:
+    """Read and prepare the rows of a run, the same on every process.
+
+    Rows without any label, duplicates, and training prompts that occur in a validation or test set are dropped and
+    counted; the paper's split keeps them, as the paper did.
+
+    Raises:
+        DataError: a source that is missing or bad, or nothing left to train on.
+    """
+    tests = [(source.name, _read(config, source, taxonomy)) for source in config.test]
+    held_out = [example for source in config.validation for example in _read(config, source, taxonomy)]
+    judged_elsewhere = [*held_out, *(example for _, part in tests for example in part)]
+    examples, origins, dropped = _training_examples(config, taxonomy, judged_elsewhere)
+    if config.validation:
+        train_indices, validation_indices = list(range(len(examples))), []
+    elif config.split == "paper":
+        train_indices, validation_indices = split_paper(examples, config.seed)
+    else:
+        train_indices, validation_indices = split_grouped(examples, config.validation_fraction, config.seed)
+    train = [examples[index] for index in train_indices]
+    validation = held_out or [examples[index] for index in validation_indices]
+    if not train:
+        raise DataError("no training row is left: all of them occur in the validation or test sets")
+
+    def rows(name: str, chosen: Sequence[Example]) -> RowSet:
+        judged = [renderer.judged(example.conversation(), example.target, invocation) for example in chosen]
+        labels = torch.tensor([example.labels(taxonomy) for example in chosen])
+        return RowSet(name, [rendered.windows(config.max_length) for rendered in judged], labels)
+
+    training = rows("train", train)
+    return RunRows(
+        train=training,
+        draws=[origins[index].weight for index in train_indices],
+        validation=rows("validation", validation),
+        tests=[rows(name, chosen) for name, chosen in tests],
+        splits={"train": train_indices, "validation": validation_indices, "rows": len(examples)},
+        used=dict(Counter(origins[index].name for index in train_indices)),
+        summary={**dropped, "trained_on_first_window": sum(len(windows) > 1 for windows in training.windows)},
+    )
+
+
+def _read(config: TrainConfig, source: Source, taxonomy: Taxonomy) -> list[Example]:
+    rooted = source.path if source.path.startswith("hub:") else str(Path(config.data_root) / source.path)
+    return read(source.model_copy(update={"path": rooted}), taxonomy, config.seed)
+
+
+def _training_examples(
+    config: TrainConfig, taxonomy: Taxonomy, held_out: Sequence[Example]
+) -> tuple[list[Example], list[Source], dict[str, int]]:
+    """The cleaned examples of all training sources, the source of each, and how many were dropped for what."""
+    origin: dict[int, Source] = {}
+    examples: list[Example] = []
+    for source in config.train:
+        part = _read(config, source, taxonomy)
+        origin.update((id(example), source) for example in part)
+        examples.extend(part)
+    dropped = {"unlabelled_dropped": 0, "duplicates_dropped": 0, "overlapping_dropped": 0}
+    if config.split != "paper":
+        labelled = [example for example in examples if example.harmful is not None or example.categories]
+        dropped["unlabelled_dropped"] = len(examples) - len(labelled)
+        examples, dropped["duplicates_dropped"] = drop_duplicates(labelled)
+        examples, dropped["overlapping_dropped"] = drop_overlap(examples, held_out)
+    return examples, [origin[id(example)] for example in examples], dropped

@@ -1,0 +1,77 @@
+"""The resume state: adapter, heads and optimizer moments, as safetensors and JSON, replaced in one step.
+
+Nothing else is needed to continue: batches, learning rate and dropout are functions of the seed and the step.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lora_guard import files
+from lora_guard.errors import ArtifactError
+
+
+def save_state(
+    run: Path, step: int, parameters: dict[str, torch.nn.Parameter], optimizer: Optimizer, rows_hash: str
+) -> None:
+    """Write the state after ``step`` optimizer steps; the one before goes once this one is complete.
+
+    Raises:
+        ResourceError: no disk space; the last state stays.
+    """
+    states = run / "state"
+    final = states / f"step-{step:08d}"
+    if final.is_dir():
+        return
+    moments = {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    with files.new_folder(final) as temporary:
+        files.write_bytes(temporary / "parameters.safetensors", save(_plain(parameters)))
+        files.write_bytes(temporary / "optimizer.safetensors", save(_plain(moments)))
+        files.write_json(temporary / "state.json", {"step": step, "rows": rows_hash})
+    for other in states.iterdir():
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_state(run: Path, parameters: dict[str, torch.nn.Parameter], optimizer: Optimizer, rows_hash: str) -> int:
+    """Put the last saved state into parameters and optimizer; the number of steps done, 0 without a state.
+
+    Raises:
+        ArtifactError: the state is corrupted, of another model, or the run's rows have changed since.
+    """
+    complete = sorted((run / "state").glob("step-*"))
+    if not complete:
+        return 0
+    folder = complete[-1]
+    try:
+        saved = json.loads((folder / "state.json").read_text("utf-8"))
+        values = load_file(folder / "parameters.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(values[name])
+                optimizer.state[parameter] = {
+                    key: moments[f"{name}.{key}"].to(parameter.device if key != "step" else "cpu")
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        step = int(saved["step"])
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} cannot be resumed from: {error}; delete it to start anew") from error
+    if saved["rows"] != rows_hash:
+        raise ArtifactError(f"{folder} was written for other training rows; allowed: --resume with unchanged data")
+    return step
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
