@@ -178,7 +178,8 @@ def test_the_fingerprint_survives_saving_and_differs_for_other_weights(tmp_path:
     model = tiny_model()
     before = fingerprint(model)
     assert before == fingerprint(tiny_model())
-    assert before.startswith("sha256:") and len(before) == 71
+    assert before.startswith("sha256:")
+    assert len(before) == 71
     assert load(str(tiny_folder(tmp_path))).fingerprint == before
     assert fingerprint(tiny_model(seed=1)) != before
 

@@ -79,7 +79,7 @@ def attach_saved(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor
 def config_dict(model: PreTrainedModel) -> dict[str, Any]:
     """The contents of PEFT's ``adapter_config.json``."""
     config = cast(LoraConfig, model.peft_config[_ADAPTER])
-    values = {**config.to_dict(), "inference_mode": True}
+    values = {**config.to_dict(), "inference_mode": True}  # type: ignore[no-untyped-call]
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
 

@@ -5,11 +5,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from lora_guard.errors import InputError, LoraGuardError
+
+if TYPE_CHECKING:
+    from lora_guard.guard import Guard
 
 # torch and all that stands on it are imported inside the commands: --help answers at once.
 
@@ -74,8 +77,9 @@ def train(
 
 @_command
 def eval(
-    data: Annotated[list[Path], typer.Option(help="Files with labelled rows; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder for results.json and results.md.")],
+    data: Annotated[list[Path], typer.Option(help="File with labelled rows; more may follow it.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md and pr.png.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="More files with labelled rows.")] = None,
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
@@ -83,10 +87,9 @@ def eval(
 ) -> None:
     """Evaluate a guard on labelled files: metrics with 95 % intervals, for harmfulness and each category."""
     from lora_guard.evaluation.run import evaluate_files
-    from lora_guard.guard import Guard
 
-    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base)
-    print(evaluate_files(loaded, data, out, resamples=resamples))
+    loaded = _load(guard, base, allow_other_base)
+    print(evaluate_files(loaded, [*data, *(more or [])], out, resamples=resamples))
 
 
 @_command
@@ -106,11 +109,11 @@ def moderate(
 
     if (prompt is None) == (input is None):
         raise InputError("give either --prompt (and perhaps --response) or --input")
-    options = {"guard": guard, "base": base, "allow_other_base": allow_other_base, "target": target}
+    load = functools.partial(_load, guard, base, allow_other_base)
     if prompt is not None:
-        moderate_one(prompt, response, as_json=json_, **options)
+        moderate_one(load, prompt, response, target, as_json=json_)
     else:
-        moderate_many(str(input), output, **options)
+        moderate_many(load, str(input), output, target)
 
 
 @_command
@@ -126,12 +129,18 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to the chat model; verdicts on prompt and response follow each answer."""
-    from lora_guard.guard import Guard
     from lora_guard.terminal import converse
 
-    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base)
-    settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    converse(loaded, system=system, block=block, **settings)  # type: ignore[arg-type]
+    loaded = _load(guard, base, allow_other_base)
+    converse(
+        loaded,
+        system=system,
+        block=block,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
 
 
 @_command
@@ -146,6 +155,12 @@ def doctor(
     print(json.dumps([finding._asdict() for finding in findings])) if json_ else show(findings)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+def _load(guard: str, base: str | None, allow_other_base: bool) -> "Guard":
+    from lora_guard.guard import Guard
+
+    return Guard.load(guard, base=base, allow_other_base=allow_other_base)
 
 
 @app.callback(invoke_without_command=True)

@@ -106,6 +106,8 @@ class TrainConfig(_Strict):
     """What the model card calls the guard; the run folder's name when absent."""
     licence: str | None = None
     """Licence of the trained weights, for the model card."""
+    licence_file: str | None = None
+    """A text file that goes with the weights as their LICENSE."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

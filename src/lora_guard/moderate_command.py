@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -16,19 +17,12 @@ from lora_guard.terminal import verdict_table
 
 
 def moderate_one(
-    prompt: str,
-    response: str | None,
-    *,
-    target: str | None,
-    as_json: bool,
-    guard: str,
-    base: str | None,
-    allow_other_base: bool,
+    load: Callable[[], Guard], prompt: str, response: str | None, target: str | None, *, as_json: bool
 ) -> None:
-    """Judge one text and print its verdict."""
+    """Judge one text and print its verdict; the guard is loaded once the words of the call are found right."""
     conversation = Conversation.of(prompt, response)
     judged = conversation.up_to(_target(target) or conversation.target)
-    verdict = Guard.load(guard, base=base, allow_other_base=allow_other_base).moderate(judged)
+    verdict = load().moderate(judged)
     if as_json:
         print(json.dumps(verdict.to_dict()))
     else:
@@ -36,25 +30,23 @@ def moderate_one(
         Console().print(verdict_table([(text if len(text) <= 40 else text[:39] + "…", verdict)]))
 
 
-def moderate_many(
-    source: str, output: str, *, target: str | None, guard: str, base: str | None, allow_other_base: bool
-) -> None:
+def moderate_many(load: Callable[[], Guard], source: str, output: str, target: str | None) -> None:
     """Judge rows; ``-`` is stdin or stdout. Between two files the work is resumable."""
     checked = _target(target)
     path = Path(source)
     if source != "-" and not path.is_file():
         raise DataError(f"input {source!r} not found; allowed: a JSONL file, or - for stdin")
-    if output != "-" and Path(output).exists() and source != "-" and path.samefile(output):
-        raise InputError(f"input and output are the same file {source!r}; allowed: two files")
-    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base)
     if source != "-" and output != "-":
-        moderate_file(loaded, path, Path(output), checked)
+        if Path(output).exists() and path.samefile(output):
+            raise InputError(f"input and output are the same file {source!r}; allowed: two files")
+        moderate_file(load(), path, Path(output), checked)
         return
+    guard = load()
     with (
         nullcontext(sys.stdin) if source == "-" else path.open(encoding="utf-8") as incoming,
         nullcontext(sys.stdout) if output == "-" else Path(output).open("w", encoding="utf-8") as outgoing,
     ):
-        moderate_stream(loaded, incoming, outgoing, checked)
+        moderate_stream(guard, incoming, outgoing, checked)
 
 
 def _target(target: str | None) -> Target | None:

@@ -61,8 +61,8 @@ class Calibrator(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    threshold: float = Field(default=0.5, ge=0, le=1, allow_inf_nan=False)
 
     def decide(self, logit: float) -> Decision:
         """The decision on one logit."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -108,7 +109,7 @@ class TorchEngine:
         ):
             ids = torch.tensor([list(token_ids)], device=device)
             output = self.model.base(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            return output.logits[0, -1]
+            return cast(Tensor, output.logits[0, -1])
 
     def judged_logits(self, prefix: Sequence[int]) -> GuardLogits:
         """Guard path on a held prefix: a complete second pass over it and the invocation."""

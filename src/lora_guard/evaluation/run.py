@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lora_guard.evaluation.metrics import evaluate
-from lora_guard.evaluation.plots import pr_curves
-from lora_guard.evaluation.report import to_markdown
 
 from lora_guard import files
 from lora_guard.data.sources import read_file
 from lora_guard.errors import ConfigError
+from lora_guard.evaluation.metrics import evaluate
+from lora_guard.evaluation.plots import pr_curves
+from lora_guard.evaluation.report import to_markdown
 from lora_guard.guard import Guard
 from lora_guard.progress import progress
 

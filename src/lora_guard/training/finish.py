@@ -45,7 +45,7 @@ def finish_epoch(run: Run, epoch: int) -> None:
         records = [_record(run, epoch, name, scores[name], labels[name]) for name in scores]
         calibration = _calibration(run, scores["validation"], labels["validation"])
         spec = _spec(run, calibration, {"epoch": epoch, "sets": {r["set"]: r["harmfulness"] for r in records}})
-        guard.save(run.model, spec, run.folder.checkpoint(epoch), card=model_card(spec))
+        guard.save(run.model, spec, run.folder.checkpoint(epoch), card=model_card(spec), licence=_licence(run))
         loss_curves(read_records(run.folder.steps), run.folder.path / "loss.png")
         known = {name: ~np.isnan(labels[name][:, 0]) for name in scores}
         curves = {name: (scores[name][known[name], 0], labels[name][known[name], 0] == 1) for name in scores}
@@ -79,7 +79,8 @@ def _logits(run: Run, row_set: RowSet) -> Array:
         logits = batched_logits(
             run.model, flat, pad_id=run.base.pad_id, precision=run.config.precision, tokens_per_batch=4096, done=tick
         )
-    highest = [part.amax(0).numpy() for part in logits.split([len(windows) for windows in share])]
+    parts = torch.split(logits, [len(windows) for windows in share])
+    highest = [part.amax(0).numpy() for part in parts]
     gathered = np.empty((len(row_set.windows), run.model.outputs))
     for other, part in enumerate(gather_object([highest])):
         gathered[other::world] = part
@@ -137,6 +138,11 @@ def _spec(run: Run, calibration: Calibration, metrics: dict[str, Any]) -> GuardS
             **{name: version(name) for name in ("lora-guard", "torch", "transformers", "peft")},
         },
     )
+
+
+def _licence(run: Run) -> str | None:
+    path = run.config.licence_file
+    return None if path is None else Path(path).read_text("utf-8")
 
 
 def _headline(record: dict[str, Any]) -> str:

@@ -92,6 +92,8 @@ def _check_processes(accelerator: Accelerator, config: TrainConfig) -> None:
 
 def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> Run:
     set_seed(config.seed)
+    if config.licence_file is not None and not Path(config.licence_file).is_file():
+        raise ConfigError(f"licence_file {config.licence_file!r} not found; allowed: a text file")
     taxonomy = Taxonomy.load(config.taxonomy)
     base = base_model.load(config.base_model, revision=config.revision)
     renderer = base_model.renderer(base)

@@ -69,8 +69,9 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
     held_out = [example for source in config.validation for example in _read(config, source, taxonomy)]
     judged_elsewhere = [*held_out, *(example for _, part in tests for example in part)]
     examples, origins, dropped = _training_examples(config, taxonomy, judged_elsewhere)
+    validation_indices: list[int] = []
     if config.validation:
-        train_indices, validation_indices = list(range(len(examples))), []
+        train_indices = list(range(len(examples)))
     elif config.split == "paper":
         train_indices, validation_indices = split_paper(examples, config.seed)
     else:

@@ -19,6 +19,9 @@ from lora_guard.model import GuardModel
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.training.rows import RunRows
 
+# What a resumed run may change: nothing of it moves the weights.
+_FREE_TO_CHANGE = {"processes", "log_with", "state_every", "eval_rows", "name", "licence", "licence_file"}
+
 
 class RunFolder:
     """What a run writes, as it runs:
@@ -45,12 +48,10 @@ class RunFolder:
         saved = path / "config.yaml"
         if main and resume and saved.is_file():
             before = TrainConfig.load(saved)
-            differing = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]
-            differing = [name for name in differing if name not in ("processes", "log_with", "state_every")]
+            names = TrainConfig.model_fields.keys() - _FREE_TO_CHANGE
+            differing = sorted(name for name in names if getattr(before, name) != getattr(config, name))
             if differing:
-                raise ConfigError(
-                    f"{path} was begun with another {differing[0]!r}; allowed: --resume with its own config"
-                )
+                raise ConfigError(f"{path} was begun with another {differing[0]!r}; allowed: its own config.yaml")
         elif main:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise ConfigError(f"{path} is not empty; allowed: a new folder, or --resume for a run begun there")

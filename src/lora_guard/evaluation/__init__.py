@@ -1,0 +1,1 @@
+"""Evaluation: metrics with intervals, plots, tables, and the run over files."""
