@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -34,18 +34,18 @@ def moderate_file(guard: Guard, source: Path, output: Path, target: Target | Non
         DataError: a bad row (with file and line), or an output that belongs to another input.
         ResourceError: no disk space; what is written stays.
     """
-    total = sum(1 for _ in read_rows(source))
-    done = _rows_done(source, output)
+    with source.open("rb") as file:
+        total = sum(1 for line in file if line.strip())
+    done = _rows_done(guard, source, output)
     with (
         _disk_space(output),
         output.open("a", encoding="utf-8") as file,
         progress("moderate", total, done=done) as tick,
     ):
-        for judged in moderate_rows(guard, islice(read_rows(source), done, None), target):
+        for judged in moderate_rows(guard, islice(read_rows(source), done, None), target, tick):
             file.write("".join(line + "\n" for line in judged))
             file.flush()
             os.fsync(file.fileno())
-            tick(len(judged))
     return total - done
 
 
@@ -57,22 +57,28 @@ def moderate_stream(guard: Guard, source: IO[str], output: IO[str], target: Targ
 
 
 def moderate_rows(
-    guard: Guard, rows: Iterable[tuple[str, dict[str, Any]]], target: Target | None
+    guard: Guard,
+    rows: Iterable[tuple[str, dict[str, Any]]],
+    target: Target | None,
+    done: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[list[str]]:
-    """Judge rows in groups; the JSON lines of each group. The rows before a bad one are judged before it raises."""
+    """Judge rows in groups; the JSON lines of each group. The rows before a bad one are judged before it raises.
+
+    ``done`` is called with the number of rows as they are judged, before their group is complete.
+    """
     pending: list[tuple[dict[str, Any], Conversation]] = []
     try:
         for where, row in rows:
             pending.append((row, conversation_of(row, where, target)))
             if len(pending) == _ROWS_AT_ONCE:
-                yield _judge(guard, pending, target)
+                yield _judge(guard, pending, target, done)
                 pending = []
     except DataError:
         if pending:
-            yield _judge(guard, pending, target)
+            yield _judge(guard, pending, target, done)
         raise
     if pending:
-        yield _judge(guard, pending, target)
+        yield _judge(guard, pending, target, done)
 
 
 def conversation_of(row: Mapping[str, Any], where: str, target: Target | None = None) -> Conversation:
@@ -96,8 +102,10 @@ def conversation_of(row: Mapping[str, Any], where: str, target: Target | None = 
     return conversation
 
 
-def _judge(guard: Guard, rows: list[tuple[dict[str, Any], Conversation]], target: Target | None) -> list[str]:
-    verdicts = guard.moderate([conversation for _, conversation in rows], target=target)
+def _judge(
+    guard: Guard, rows: list[tuple[dict[str, Any], Conversation]], target: Target | None, done: Callable[[int], None]
+) -> list[str]:
+    verdicts = guard.moderate([conversation for _, conversation in rows], target=target, done=done)
     # ASCII escapes, so that a lone surrogate in an input row can be written as it came.
     return [json.dumps({**row, "verdict": v.to_dict()}) for (row, _), v in zip(rows, verdicts, strict=True)]
 
@@ -108,11 +116,11 @@ def _stream_rows(source: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"stdin:{number}", parse_line(line, f"stdin:{number}")
 
 
-def _rows_done(source: Path, output: Path) -> int:
+def _rows_done(guard: Guard, source: Path, output: Path) -> int:
     """How many rows the output already holds; a last line that a kill cut short is removed.
 
     Raises:
-        DataError: the output's rows are not those of the source.
+        DataError: the output's rows are not those of the source, or were judged with another threshold.
     """
     if not output.exists():
         return 0
@@ -129,6 +137,8 @@ def _rows_done(source: Path, output: Path) -> int:
                 raise DataError(
                     f"{output}:{number} is not the verdict on that row of {source}; allowed: a new output file"
                 )
+            if found["verdict"]["threshold"] != guard.spec.calibration.harmful.threshold:
+                raise DataError(f"{output}:{number} was judged by another guard; allowed: a new output file")
             complete += len(line)
             done += 1
     os.truncate(output, complete)

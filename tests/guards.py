@@ -1,0 +1,51 @@
+"""Tiny guards: a random adapter and random heads on a tiny chat model, in memory and on disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tiny import tiny_folder
+
+from lora_guard import adapter, base_model, guard
+from lora_guard.artifact import BaseReference, GuardSpec, HeadsShape
+from lora_guard.heads import GuardHeads
+from lora_guard.model import GuardModel
+from lora_guard.taxonomy import Taxonomy
+from lora_guard.verdict import Calibration, Calibrator
+
+
+def tiny_guard_folder(
+    path: Path,
+    architecture: str = "llama",
+    adapter_kind: str = "lora",
+    categories: Sequence[str] = ("a", "b"),
+    max_length: int = 128,
+    threshold: float = 0.5,
+) -> Path:
+    """A guard folder below ``path``; its base, saved beside it, is named in guard.json by its absolute path."""
+    base_folder = tiny_folder(path / "base", architecture)
+    base = base_model.load(str(base_folder))
+    torch.manual_seed(0)
+    if adapter_kind == "lora":
+        modules = ["qkv_proj"] if architecture == "phi3" else ["q_proj", "v_proj"]
+        adapter.attach(base.model, adapter.LoraShape(4, 8, 0.0, modules), base_name=base.name)
+        with torch.no_grad():
+            for name, parameter in base.model.named_parameters():
+                if ".lora_B." in name:
+                    parameter.normal_(std=0.5)
+    hidden = base.model.config.get_text_config().hidden_size
+    heads = GuardHeads(hidden, len(categories))
+    calibrators = {name: Calibrator(threshold=threshold) for name in categories}
+    spec = GuardSpec(
+        name="tiny",
+        adapter=adapter_kind,  # type: ignore[arg-type]
+        base=BaseReference(name=str(base_folder), revision=None, fingerprint=base.fingerprint, hidden_size=hidden),
+        taxonomy=Taxonomy("tiny", tuple(categories)).to_dict(),
+        invocation=base_model.renderer(base).end_of_turn,
+        max_length=max_length,
+        heads=HeadsShape(bias=True, harmful=True),
+        calibration=Calibration(harmful=Calibrator(threshold=threshold), categories=calibrators),
+    )
+    folder = path / "guard"
+    guard.save(GuardModel(base.model, heads), spec, folder, card="# tiny\n")
+    return folder

@@ -1,0 +1,78 @@
+"""An evaluation writes what the command promises: results with intervals and provenance, a table, a plot."""
+
+import json
+from pathlib import Path
+
+import pytest
+from guards import tiny_guard_folder
+
+from lora_guard import Conversation, Guard
+from lora_guard.errors import ConfigError, DataError
+from lora_guard.evaluation.metrics import METRICS
+from lora_guard.evaluation.plots import loss_curves
+from lora_guard.evaluation.run import evaluate_files
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
+    return Guard.load(tiny_guard_folder(tmp_path_factory.mktemp("guard"), categories=("a", "b")))
+
+
+def write_rows(path: Path) -> Path:
+    rows = [
+        {"prompt": f"question {n}", "response": "yes" * (n % 3), "unsafe": n % 2 == 0, "categories": {"a": n % 3 == 0}}
+        for n in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_results_have_the_documented_form(guard: Guard, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "mine.jsonl")
+    markdown = evaluate_files(guard, [data], tmp_path / "out", resamples=20)
+    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    assert set(results) == {"datasets", "provenance"}
+    found = results["datasets"]["mine"]
+    assert found["n"] == 12
+    assert list(found["categories"]) == ["a"]
+    for metrics in (found["harmfulness"], found["categories"]["a"]):
+        assert set(metrics) == {"n", "positives", *METRICS}
+        assert all(set(metrics[name]) == {"value", "low", "high"} for name in METRICS)
+    assert results["provenance"]["data"]["mine"]["file"] == "mine.jsonl"
+    assert results["provenance"]["guard_files"] == guard.spec.files
+    assert (tmp_path / "out" / "results.md").read_text("utf-8") == markdown
+    assert "| **harmfulness** | 12 | 6 |" in markdown
+    assert (tmp_path / "out" / "pr.png").read_bytes().startswith(PNG)
+
+
+def test_metrics_are_those_at_the_saved_threshold(guard: Guard, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "mine.jsonl")
+    evaluate_files(guard, [data], tmp_path / "out", resamples=20)
+    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
+    verdicts = guard.moderate([Conversation.of(row["prompt"], row["response"]) for row in rows])
+    agree = sum(verdict.flagged == row["unsafe"] for verdict, row in zip(verdicts, rows, strict=True))
+    assert results["datasets"]["mine"]["harmfulness"]["accuracy"]["value"] == pytest.approx(agree / 12)
+
+
+def test_two_files_of_one_name_are_refused(guard: Guard, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    paths = [write_rows(tmp_path / "mine.jsonl"), write_rows(tmp_path / "other" / "mine.jsonl")]
+    with pytest.raises(ConfigError, match="two files are called 'mine'"):
+        evaluate_files(guard, paths, tmp_path / "out")
+
+
+def test_a_bad_second_file_is_found_before_anything_is_scored(guard: Guard, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        evaluate_files(guard, [write_rows(tmp_path / "mine.jsonl"), tmp_path / "none.jsonl"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_loss_curves_are_drawn_from_the_first_step_on(tmp_path: Path) -> None:
+    record = {"step": 1, "loss": 0.7, "harmful_loss": 0.7, "category_loss": 0.7, "learning_rate": 1e-3}
+    loss_curves([record], tmp_path / "one.png")
+    loss_curves([record | {"step": n} for n in range(1, 200)], tmp_path / "many.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "many.png").read_bytes().startswith(PNG)
