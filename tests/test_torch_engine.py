@@ -1,0 +1,198 @@
+"""The two paths: generation is the untouched chat model's, bit for bit; a text scores the same wherever it is judged."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from guards import tiny_guard_folder
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import ARCHITECTURES
+
+from lora_guard import Conversation, Guard, adapter, base_model
+from lora_guard.engine.torch_engine import choose
+from lora_guard.errors import InputError, ResourceError
+
+PROMPT = Conversation.of("How do I bake bread?")
+ANSWER = Conversation.of("How do I bake bread?", "Mix flour and water.")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_guard_folder(tmp_path_factory.mktemp("guard"))
+
+
+@pytest.fixture(scope="module")
+def guard(folder: Path) -> Guard:
+    return Guard.load(folder, precision="fp32")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_generation_is_bit_for_bit_that_of_the_untouched_model(architecture: str, tmp_path: Path) -> None:
+    guard = Guard.load(tiny_guard_folder(tmp_path, architecture), precision="fp32")
+    untouched = base_model.load(str(tmp_path / "base")).model
+    ids, end = guard.engine.renderer.chat(PROMPT)
+    expected = untouched.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
+    session = guard.session()
+    session.append(ids)
+    with torch.inference_mode():
+        assert torch.equal(session.logits, untouched(torch.tensor([ids]), logits_to_keep=1).logits[0, -1])
+    tokens = []
+    for _ in expected:
+        session.judge("prompt", at=end)
+        session.judge("response")
+        tokens.append(session.sample())
+    assert tokens == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_judgements_at_every_position_change_no_token_and_no_logit(guard: Guard, temperature: float) -> None:
+    ids, _ = guard.engine.renderer.chat(PROMPT)
+    runs = []
+    for judged in (False, True):
+        session = guard.session(seed=3)
+        session.append(ids)
+        logits = []
+        for _ in range(12):
+            if judged:
+                session.judge("response")
+                session.judge("prompt", at=3)
+            logits.append(session.logits.clone())
+            session.sample(temperature=temperature, top_p=0.9)
+        runs.append((session._ids, logits))
+    (plain_ids, plain_logits), (judged_ids, judged_logits) = runs
+    assert plain_ids == judged_ids
+    assert all(torch.equal(one, other) for one, other in zip(plain_logits, judged_logits, strict=True))
+
+
+def test_the_guard_path_differs_from_the_base(guard: Guard) -> None:
+    model = guard.engine.model
+    ids = torch.tensor([guard.engine.renderer.chat(PROMPT)[0]])
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        with adapter.switched(model.base, on=True):
+            on = model.features(ids, mask)
+        with adapter.switched(model.base, on=False):
+            off = model.features(ids, mask)
+    assert not torch.allclose(on, off, atol=1e-3)
+
+
+texts = st.text(max_size=80)
+
+
+@given(st.lists(texts, max_size=5), st.lists(texts, max_size=5))
+def test_a_text_scores_the_same_alone_and_beside_any_neighbours(
+    guard: Guard, before: list[str], after: list[str]
+) -> None:
+    alone = guard.moderate(ANSWER)
+    among = guard.moderate([*map(Conversation.of, before), ANSWER, *map(Conversation.of, after)])[len(before)]
+    assert among.score == pytest.approx(alone.score, abs=1e-4)
+    for name, decision in alone.categories.items():
+        assert among.categories[name].score == pytest.approx(decision.score, abs=1e-4)
+
+
+def test_in_bf16_a_text_scores_the_same_within_three_hundredths(folder: Path) -> None:
+    guard = Guard.load(folder, precision="bf16")
+    alone = guard.moderate(ANSWER).score
+    among = guard.moderate([Conversation.of("x" * 100), ANSWER, PROMPT])[1].score
+    assert among == pytest.approx(alone, abs=0.03)
+
+
+def test_a_held_conversation_is_judged_as_the_same_text_standing_alone(guard: Guard) -> None:
+    session = guard.session()
+    ids, end = guard.engine.renderer.chat(PROMPT)
+    session.append(ids)
+    session.append(guard.engine.renderer.content_ids("Mix flour and water."))
+    for target, at, conversation in (("prompt", end, PROMPT), ("response", None, ANSWER)):
+        held = guard.verdict(session.judge(target, at=at), target)
+        assert held.score == pytest.approx(guard.moderate(conversation).score, abs=1e-5)
+
+
+def test_an_eos_inside_the_text_does_not_end_it(guard: Guard) -> None:
+    """pad = eos: the last token is the last attended one, on either side of padding."""
+    model, end = guard.engine.model, guard.engine.base.tokenizer.eos_token_id
+    assert guard.engine.base.pad_id == end
+    text = [5, 6, end, 7, 8]
+    with torch.inference_mode():
+        alone = model.features(torch.tensor([text]), torch.ones(1, 5, dtype=torch.long))
+        padded = torch.tensor([text + [end] * 3])
+        mask = torch.tensor([[1] * 5 + [0] * 3])
+        assert torch.allclose(model.features(padded, mask), alone, atol=1e-5)
+
+
+def test_results_come_in_input_order_and_long_text_in_windows(guard: Guard) -> None:
+    long = Conversation.of("word " * 200)
+    conversations = [PROMPT, long, ANSWER, Conversation.of("")]
+    finished: list[int] = []
+    verdicts = guard.moderate(conversations, done=finished.append)
+    assert sum(finished) == len(conversations)
+    assert [verdict.windows > 1 for verdict in verdicts] == [False, True, False, False]
+    windows = guard.engine.renderer.judged(long, "prompt", guard.spec.invocation).windows(guard.spec.max_length)
+    highest = guard.engine.guard_logits(windows).amax(0)
+    assert verdicts[1].score == pytest.approx(float(highest[0].sigmoid()), abs=1e-4)
+    for conversation, verdict in zip(conversations, verdicts, strict=True):
+        assert verdict.score == pytest.approx(guard.moderate(conversation).score, abs=1e-4)
+
+
+def test_threads_that_chat_and_moderate_at_once_do_not_disturb_each_other(guard: Guard) -> None:
+    expected = list(guard.chat(PROMPT, max_tokens=12))
+    score = guard.moderate(ANSWER).score
+    chats: list[list[object]] = []
+    scores: list[float] = []
+    threads = [threading.Thread(target=lambda: chats.append(list(guard.chat(PROMPT, max_tokens=12)))) for _ in range(3)]
+    threads += [threading.Thread(target=lambda: scores.append(guard.moderate(ANSWER).score)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert chats == [expected] * 3
+    assert scores == [score] * 6
+
+
+def test_after_a_rewind_the_session_goes_on_as_if_nothing_had_been_said(guard: Guard) -> None:
+    session = guard.session()
+    ids, _ = guard.engine.renderer.chat(PROMPT)
+    session.append(ids)
+    first = [session.sample() for _ in range(4)]
+    session.rewind(len(ids))
+    assert session.position == len(ids)
+    assert [session.sample() for _ in range(4)] == first
+
+
+@pytest.mark.parametrize("at", [0, 999, -1])
+def test_a_position_outside_the_conversation_is_refused(guard: Guard, at: int) -> None:
+    session = guard.session()
+    session.append([5, 6, 7])
+    with pytest.raises(InputError, match="allowed: 1 to 3"):
+        session.judge("prompt", at=at)
+
+
+def test_bad_sampling_values_and_an_empty_or_full_session_are_refused(guard: Guard) -> None:
+    session = guard.session()
+    with pytest.raises(InputError, match="session is empty"):
+        session.sample()
+    with pytest.raises(InputError, match="temperature is -1"):
+        session.sample(temperature=-1)
+    with pytest.raises(InputError, match="top_p is 0"):
+        session.sample(top_p=0)
+    with pytest.raises(InputError, match="would hold"):
+        session.append([5] * (guard.engine.base.context + 1))
+
+
+def test_no_memory_for_a_batch_is_one_clear_line(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(guard.engine.model, "forward", fail)
+    with pytest.raises(ResourceError, match="no memory for a batch of 1 rows"):
+        guard.moderate(PROMPT)
+
+
+def test_top_p_draws_from_the_likeliest_tokens_only() -> None:
+    logits = torch.tensor([0.0, 5.0, 4.0, -3.0])
+    generator = torch.Generator().manual_seed(0)
+    drawn = {choose(logits, 1.0, 0.9, generator) for _ in range(200)}
+    assert drawn == {1, 2}
+    assert {choose(logits, 1.0, 1e-6, generator) for _ in range(20)} == {1}
+    assert choose(logits, 0.0, 1.0, generator) == 1
