@@ -1,4 +1,4 @@
-"""The two paths: generation is the untouched chat model's, bit for bit; a text scores the same wherever it is judged."""
+"""The two paths: generation is the untouched chat model's, bit for bit; a text scores the same everywhere."""
 
 import threading
 from pathlib import Path

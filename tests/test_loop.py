@@ -1,0 +1,319 @@
+"""A run: what it writes, that the base stays as it was, that a kill costs nothing, that processes change nothing."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_folder
+
+from lora_guard import Conversation, Guard, TrainConfig, base_model, files
+from lora_guard.errors import ArtifactError, ConfigError, DataError, ResourceError
+from lora_guard.training import finish, loop
+from lora_guard.training.loop import train
+
+CATEGORIES = ["rude", "unfair"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def make_config(base: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    (tmp_path / "taxonomy.yaml").write_text(f"name: mine\ncategories: {CATEGORIES}\n", "utf-8")
+    write_rows(tmp_path / "rows.jsonl", 26)
+
+    def make(**fields: Any) -> TrainConfig:
+        values = {
+            "base_model": str(base),
+            "taxonomy": str(tmp_path / "taxonomy.yaml"),
+            "train": [{"path": str(tmp_path / "rows.jsonl")}],
+            "epochs": 2,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "learning_rate": 0.01,
+            "lora_dropout": 0.1,
+            "max_length": 64,
+            "state_every": 2,
+            "validation_fraction": 0.3,
+            "precision": "fp32",
+        }
+        return TrainConfig.model_validate(values | fields)
+
+    return make
+
+
+def write_rows(path: Path, count: int) -> None:
+    """Rows of different lengths; a third is partly annotated, a third is prompts only."""
+    rows = []
+    for n in range(count):
+        row: dict[str, Any] = {"prompt": f"number {n} " + "x" * (n % 7), "unsafe": n % 2 == 0, "categories": {}}
+        if n % 3:
+            row["response"] = "y" * (n % 5)
+        if n % 3 != 1:
+            row["categories"] = {"rude": n % 4 == 0, "unfair": None if n % 2 else n % 6 == 0}
+        rows.append(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The final parameters, in fp32 as the resume state has them."""
+    (state,) = (run / "state").glob("step-*")
+    return load_file(state / "parameters.safetensors")
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two runs ended alike, to the bit."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    untimed = [[{**r, "tokens_per_second": 0} for r in records(run / "steps.jsonl")] for run in (one, other)]
+    assert untimed[0] == untimed[1]
+    assert records(one / "metrics.jsonl") == records(other / "metrics.jsonl")
+    for name in ("adapter_model.safetensors", "heads.safetensors"):
+        assert (one / "guard" / name).read_bytes() == (other / "guard" / name).read_bytes()
+
+
+def test_a_run_writes_what_it_promises_and_its_guard_loads(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "held.jsonl", 6)  # the first six prompts of the training rows
+    config = make_config(test=[{"path": str(tmp_path / "held.jsonl")}])
+    out = tmp_path / "run"
+    assert train(config, out) == out / "guard"
+    steps = records(out / "steps.jsonl")
+    assert [record["step"] for record in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1]["epoch"] == 2
+    metrics = records(out / "metrics.jsonl")
+    assert [(r["epoch"], r.get("set")) for r in metrics if "set" in r] == [
+        (epoch, name) for epoch in (1, 2) for name in ("train", "validation", "held")
+    ]
+    assert {"rude", "unfair"} >= set(metrics[0]["categories"])
+    splits = json.loads((out / "splits.json").read_text("utf-8"))
+    assert splits["counts"]["overlapping_dropped"] == 6
+    assert sorted(splits["train"] + splits["validation"]) == list(range(splits["rows"]))
+    assert set(json.loads((out / "parameters.json").read_text("utf-8"))) == {"base", "adapter", "heads"}
+    assert TrainConfig.load(out / "config.yaml") == config
+    for epoch in (1, 2):
+        saved = load_file(out / "logits" / f"epoch-{epoch}.held.safetensors")
+        assert saved["logits"].shape == saved["targets"].shape == (6, 3)
+        assert Guard.load(out / "checkpoints" / f"epoch-{epoch}").spec.metrics["epoch"] == epoch
+    for name in ("loss.png", "pr.png"):
+        assert (out / name).read_bytes().startswith(PNG)
+    assert 0 <= Guard.load(out).moderate(Conversation.of("hello")).score <= 1
+    assert not [path for path in out.rglob("*") if path.suffix in (".pkl", ".bin", ".pt") or "events" in path.name]
+
+
+@pytest.mark.parametrize("fields", [{}, {"adapter": "none"}, {"harmful_head": False}, {"head_bias": False}])
+def test_training_changes_adapter_and_heads_and_never_the_base(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, base: Path, fields: dict[str, Any]
+) -> None:
+    before = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+    run = {}
+
+    def keep(trained: finish.Run) -> Path:
+        run["model"] = trained.model
+        return finish.finish_run(trained)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "finish_run", keep)
+        train(make_config(epochs=1, **fields), tmp_path / "run")
+    assert hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest() == before
+    untouched = dict(base_model.load(str(base)).model.named_parameters())
+    trained = {name.replace(".base_layer.", "."): p for name, p in run["model"].base.named_parameters()}
+    assert all(torch.equal(parameter, trained[name]) for name, parameter in untouched.items())
+    names = set(weights(tmp_path / "run"))
+    assert ("heads.bias" in names) is (fields.get("head_bias", True))
+    assert any("lora_B" in name for name in names) is (fields.get("adapter") != "none")
+    assert all(weights(tmp_path / "run")[name].any() for name in names if "lora_B" in name)
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler of the program sees it."""
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 3, 4, 5, 8])
+def test_a_run_killed_at_any_step_resumes_to_the_same_weights(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    config = make_config()
+    train(config, tmp_path / "whole")
+    step = loop._step
+
+    def killing(run: Any, batch: Any, number: int, *rest: Any) -> Any:
+        if number == stop_at:
+            raise Killed
+        return step(run, batch, number, *rest)
+
+    monkeypatch.setattr(loop, "_step", killing)
+    with pytest.raises(Killed):
+        train(config, tmp_path / "killed")
+    monkeypatch.setattr(loop, "_step", step)
+    train(config, tmp_path / "killed", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("function", ["loss_curves", "pr_curves", "model_card"])
+def test_a_run_killed_within_an_evaluation_does_it_again(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    config = make_config()
+    train(config, tmp_path / "whole")
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, function, kill)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_killed_process_resumes_to_the_same_weights(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    config = make_config(epochs=8)
+    train(config, tmp_path / "whole")
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "lora_guard", "train", str(out), "--config", str(tmp_path / "config.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    steps = out / "steps.jsonl"
+    while process.poll() is None and not (steps.is_file() and len(steps.read_text("utf-8").splitlines()) > 6):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with steps.open("a", encoding="utf-8") as file:
+        file.write('{"step": 99')  # a line that a kill cut short
+    subprocess.run([*command[:5], "--resume"], check=True, capture_output=True)
+    assert_same(tmp_path / "whole", out)
+
+
+@pytest.mark.parametrize("count", [26, 9])
+def test_two_processes_train_the_weights_of_one(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, count: int
+) -> None:
+    """With 9 rows the last global batch has fewer rows than there are processes."""
+    write_rows(tmp_path / "rows.jsonl", count)
+    config = make_config(lora_dropout=0.0, epochs=1)
+    train(config, tmp_path / "one")
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+    ]
+    options = ["--main_process_port", "0", "-m", "lora_guard", "train", str(tmp_path / "two")]
+    result = subprocess.run(
+        [*launch, *options, "--config", str(tmp_path / "config.yaml"), "--set", "processes=2"],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 processes (gloo)" in result.stdout
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=2e-5), name
+    norms = [[record["grad_norm"] for record in records(tmp_path / run / "steps.jsonl")] for run in ("one", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    for mine, theirs in zip(*(records(tmp_path / run / "metrics.jsonl") for run in ("one", "two")), strict=True):
+        assert mine.keys() == theirs.keys()
+
+
+def test_fewer_processes_than_asked_for_are_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="2 processes were asked for and 1 are running"):
+        train(make_config(processes=2), tmp_path / "run")
+
+
+def test_a_folder_in_use_another_config_and_other_rows_are_refused(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config, out = make_config(epochs=1), tmp_path / "run"
+    train(config, out)
+    with pytest.raises(ConfigError, match="is not empty"):
+        train(config, out)
+    with pytest.raises(ConfigError, match="begun with another 'learning_rate'"):
+        train(make_config(epochs=1, learning_rate=0.5), out, resume=True)
+    write_rows(tmp_path / "rows.jsonl", 20)
+    with pytest.raises(ArtifactError, match="written for other training rows"):
+        train(config, out, resume=True)
+
+
+def test_a_corrupted_state_is_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    config, out = make_config(epochs=1), tmp_path / "run"
+    train(config, out)
+    (state,) = (out / "state").glob("step-*")
+    (state / "optimizer.safetensors").write_bytes(b"no")
+    with pytest.raises(ArtifactError, match="cannot be resumed from"):
+        train(config, out, resume=True)
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_stays(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = make_config(), tmp_path / "run"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fill(run: Any, batch: Any, number: int, *rest: Any) -> Any:
+        if number == 3:
+            monkeypatch.setattr(files.os, "fsync", full)
+        return step(run, batch, number, *rest)
+
+    step = loop._step
+    monkeypatch.setattr(loop, "_step", fill)
+    with pytest.raises(ResourceError, match="no space left on the disk"):
+        train(config, out)
+    monkeypatch.undo()
+    train(config, out, resume=True)
+    train(config, tmp_path / "whole")
+    assert_same(tmp_path / "whole", out)
+
+
+def test_no_memory_for_a_pass_is_one_line(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(loop.GuardModel, "forward", fail)
+    with pytest.raises(ResourceError, match=r"no memory for a training pass over 2 rows; lower micro_batch_size 2"):
+        train(make_config(), tmp_path / "run")
+
+
+def test_nothing_left_to_train_on_is_one_line(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    rows = str(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="no training row is left"):
+        train(make_config(validation=[{"path": rows}]), tmp_path / "run")
+
+
+def test_the_learning_rate_warms_up_and_decays(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(warmup_fraction=0.1)
+    rates = [loop._schedule(config, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+    assert loop._schedule(make_config(schedule="constant"), 99, 100) == 1
