@@ -110,14 +110,14 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
             number = 0
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
     except OSError as error:
-        raise DataError(f"data file {str(path)!r} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"data file {str(path)!r} cannot be read: {error.strerror}") from error
     except pyarrow.ArrowException as error:
         raise DataError(f"data file {str(path)!r} is not Parquet: {error}") from error
 

@@ -1,0 +1,130 @@
+"""The object users hold: verdicts on one or many, chats that end with verdicts, blocking that lets nothing out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from guards import tiny_guard_folder
+
+from lora_guard import Conversation, Guard, Verdict
+from lora_guard.errors import InputError
+from lora_guard.guard import ChatEnd
+
+PROMPT = Conversation.of("How do I bake bread?")
+ANSWER = Conversation.of("How do I bake bread?", "Mix flour and water.")
+
+
+@pytest.fixture(scope="module")
+def guards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Guard]:
+    """The same guard three times: one flags everything, one nothing, one only what scores above all prompts here."""
+    folder = tiny_guard_folder(tmp_path_factory.mktemp("guard"))
+    found = {}
+    for name, threshold in (("everything", 0.0), ("nothing", 1.0)):
+        copy = Path(shutil.copytree(folder, folder.parent / name))
+        spec = json.loads((copy / "guard.json").read_text("utf-8"))
+        spec["calibration"]["harmful"]["threshold"] = threshold
+        (copy / "guard.json").write_text(json.dumps(spec), "utf-8")
+        found[name] = Guard.load(copy, precision="fp32")
+    return found
+
+
+def test_a_verdict_has_the_documented_json_form(guards: dict[str, Guard]) -> None:
+    verdict = guards["everything"].moderate(ANSWER)
+    form = json.loads(json.dumps(verdict.to_dict()))
+    assert list(form) == ["flagged", "score", "threshold", "target", "categories"]
+    assert form["flagged"] is True
+    assert form["target"] == "response"
+    assert list(form["categories"]) == ["a", "b"]
+    assert all(list(decision) == ["flagged", "score", "threshold"] for decision in form["categories"].values())
+
+
+def test_only_windowed_text_says_its_windows(guards: dict[str, Guard]) -> None:
+    form = guards["nothing"].moderate(Conversation.of("word " * 100)).to_dict()
+    assert form["windows"] > 1
+
+
+def test_a_list_gives_a_list_and_one_gives_one(guards: dict[str, Guard]) -> None:
+    guard = guards["nothing"]
+    assert isinstance(guard.moderate(PROMPT), Verdict)
+    assert [verdict.target for verdict in guard.moderate([PROMPT, ANSWER])] == ["prompt", "response"]
+    assert guard.moderate([]) == []
+
+
+def test_the_target_can_be_overridden(guards: dict[str, Guard]) -> None:
+    guard = guards["nothing"]
+    assert guard.moderate(ANSWER, target="prompt").score == pytest.approx(guard.moderate(PROMPT).score)
+    with pytest.raises(InputError, match="needs a message of role 'assistant'"):
+        guard.moderate(PROMPT, target="response")
+    with pytest.raises(InputError, match="allowed: prompt, response"):
+        guard.moderate(PROMPT, target="answer")  # type: ignore[arg-type]
+
+
+def test_a_chat_yields_its_answer_in_pieces_and_ends_with_verdicts(guards: dict[str, Guard]) -> None:
+    guard = guards["nothing"]
+    *pieces, end = guard.chat(PROMPT, max_tokens=10)
+    assert isinstance(end, ChatEnd)
+    assert all(isinstance(piece, str) for piece in pieces)
+    assert "".join(map(str, pieces)) == end.response
+    assert end.prompt_verdict.score == pytest.approx(guard.moderate(PROMPT).score, abs=1e-5)
+    assert end.response_verdict is not None
+    assert end.response_verdict.target == "response"
+    assert end.finish_reason in ("length", "stop")
+
+
+def test_sampling_is_reproduced_by_its_seed(guards: dict[str, Guard]) -> None:
+    guard = guards["nothing"]
+    runs = [list(guard.chat(PROMPT, max_tokens=10, temperature=1.0, seed=seed)) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_a_blocking_chat_answers_no_flagged_prompt(guards: dict[str, Guard]) -> None:
+    (end,) = guards["everything"].chat(PROMPT, max_tokens=10, block=True)
+    assert isinstance(end, ChatEnd)
+    assert end == ChatEnd(None, end.prompt_verdict, None, "content_filter")
+
+
+def test_a_blocking_chat_yields_nothing_of_a_flagged_answer(
+    guards: dict[str, Guard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = guards["nothing"]
+    verdict = guard.verdict
+    monkeypatch.setattr(
+        guard,
+        "verdict",
+        lambda logits, target: guards["everything" if target == "response" else "nothing"].spec.calibration.verdict(
+            logits, target
+        ),
+    )
+    (end,) = guard.chat(PROMPT, max_tokens=10, block=True)
+    assert isinstance(end, ChatEnd)
+    assert end.response is None
+    assert end.finish_reason == "content_filter"
+    assert end.response_verdict is not None
+    assert end.response_verdict.flagged
+    monkeypatch.setattr(guard, "verdict", verdict)
+    *pieces, end = guard.chat(PROMPT, max_tokens=10, block=True)
+    assert pieces == [end.response]  # type: ignore[union-attr]
+
+
+def test_without_blocking_a_flagged_answer_is_shown_and_flagged(guards: dict[str, Guard]) -> None:
+    *pieces, end = guards["everything"].chat(PROMPT, max_tokens=10)
+    assert isinstance(end, ChatEnd)
+    assert pieces
+    assert end.prompt_verdict.flagged
+    assert end.finish_reason != "content_filter"
+
+
+def test_a_chat_needs_a_prompt_to_answer(guards: dict[str, Guard]) -> None:
+    with pytest.raises(InputError, match="last message must be the user's"):
+        next(guards["nothing"].chat(ANSWER))
+
+
+def test_characters_of_several_bytes_are_yielded_whole(guards: dict[str, Guard]) -> None:
+    decode = guards["nothing"].engine.decoder()
+    ids = guards["nothing"].engine.renderer.content_ids("a🍞é")
+    pieces = [decode(token) for token in ids]
+    assert "".join(pieces) == "a🍞é"
+    assert "\ufffd" not in "".join(pieces)
+    assert [piece for piece in pieces if piece] == ["a", "🍞", "é"]
