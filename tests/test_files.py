@@ -48,13 +48,13 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot be written: Not a directory"):
         files.write_text(tmp_path / "file" / "inner", "x")
     with pytest.raises(ResourceError, match="cannot be written"):
-        files.append_line(tmp_path / "none" / "file", "x")
+        files.append_text(tmp_path / "file" / "inner", "x")
 
 
-def test_lines_are_appended(tmp_path: Path) -> None:
-    for line in ("a", "b"):
-        files.append_line(tmp_path / "file", line)
-    assert (tmp_path / "file").read_text("utf-8") == "a\nb\n"
+def test_text_is_appended_to_a_file_that_need_not_exist(tmp_path: Path) -> None:
+    for line in ("a\n", "b\n"):
+        files.append_text(tmp_path / "new" / "file", line)
+    assert (tmp_path / "new" / "file").read_text("utf-8") == "a\nb\n"
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -71,8 +71,7 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     final = tmp_path / "folder"
     with files.new_folder(final) as temporary:
         (temporary / "old").touch()
-    with pytest.raises(RuntimeError, match="half way"), files.new_folder(final) as temporary:
-        (temporary / "new").touch()
+    with pytest.raises(RuntimeError, match="half way"), files.new_folder(final):
         raise RuntimeError("half way")
     assert [path.name for path in final.iterdir()] == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

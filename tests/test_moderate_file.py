@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from guards import tiny_guard_folder
 
-from lora_guard import Conversation, Guard, moderate_file
+from lora_guard import Conversation, Guard, files, moderate_file
 from lora_guard.errors import DataError, ResourceError
 from lora_guard.moderate_file import moderate_file as moderate
 from lora_guard.moderate_file import moderate_stream
@@ -118,6 +118,6 @@ def test_a_full_disk_is_one_line(guard: Guard, source: Path, tmp_path: Path, mon
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(moderate_file.os, "fsync", full)
-    with pytest.raises(ResourceError, match=r"out.jsonl cannot be written: No space left"):
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(ResourceError, match=r"out.jsonl cannot be written: no space left on the disk"):
         moderate(guard, source, tmp_path / "out.jsonl")

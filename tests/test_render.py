@@ -25,7 +25,8 @@ THINKING = (
 )
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] | trim + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] | trim + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 TEMPLATES = {
@@ -85,7 +86,7 @@ def test_the_judged_prefix_ends_with_the_content_and_the_invocation_with_the_end
     assert made.end_of_turn == "<|im_end|>"
     assert TOKENIZER.decode(rendered.target) == "Mix flour and water."
     assert TOKENIZER.decode(rendered.prefix).endswith("assistant\nMix flour and water.")
-    assert rendered.ids == rendered.prefix + [TOKENIZER.eos_token_id]
+    assert rendered.ids == [*rendered.prefix, TOKENIZER.eos_token_id]
     prompt = made.judged(EXCHANGE, "prompt", made.end_of_turn)
     assert TOKENIZER.decode(prompt.target) == "How do I bake bread?"
     assert rendered.prefix[: len(prompt.prefix)] == prompt.prefix

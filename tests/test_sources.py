@@ -146,10 +146,11 @@ def test_a_capped_source_draws_by_seed_and_keeps_the_order(tmp_path: Path) -> No
 
 
 def test_beavertails_is_read_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = dict.fromkeys(BEAVERTAILS.categories, False)
     rows = [
-        {"prompt": "a", "response": "b", "category": {name: name == "self_harm" for name in BEAVERTAILS.categories}, "is_safe": False},
-        {"prompt": "a", "response": "c", "category": dict.fromkeys(BEAVERTAILS.categories, False), "is_safe": True},
-    ]  # fmt: skip
+        {"prompt": "a", "response": "b", "category": none | {"self_harm": True}, "is_safe": False},
+        {"prompt": "a", "response": "c", "category": none, "is_safe": True},
+    ]
     asked: list[Any] = []
 
     def load_dataset(name: str, **options: Any) -> datasets.Dataset:

@@ -42,16 +42,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file and wait until it is on the disk; a kill can cut short the last line only.
+def append_text(path: Path, text: str) -> None:
+    """Add to a file, made with its folder if need be, and wait until it is on the disk.
+
+    A kill can cut short what is added, never what was there.
 
     Raises:
         ResourceError: the file cannot be written.
     """
-    with _writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager

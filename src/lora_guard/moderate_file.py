@@ -3,14 +3,14 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from lora_guard import files
 from lora_guard.conversation import Conversation, Target
 from lora_guard.data.sources import parse_line, read_rows
-from lora_guard.errors import DataError, InputError, ResourceError
+from lora_guard.errors import DataError, InputError
 from lora_guard.guard import Guard
 from lora_guard.progress import progress
 
@@ -37,15 +37,10 @@ def moderate_file(guard: Guard, source: Path, output: Path, target: Target | Non
     with source.open("rb") as file:
         total = sum(1 for line in file if line.strip())
     done = _rows_done(guard, source, output)
-    with (
-        _disk_space(output),
-        output.open("a", encoding="utf-8") as file,
-        progress("moderate", total, done=done) as tick,
-    ):
+    files.append_text(output, "")
+    with progress("moderate", total, done=done) as tick:
         for judged in moderate_rows(guard, islice(read_rows(source), done, None), target, tick):
-            file.write("".join(line + "\n" for line in judged))
-            file.flush()
-            os.fsync(file.fileno())
+            files.append_text(output, "".join(line + "\n" for line in judged))
     return total - done
 
 
@@ -147,11 +142,3 @@ def _rows_done(guard: Guard, source: Path, output: Path) -> int:
 
 def _without_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "verdict"}
-
-
-@contextmanager
-def _disk_space(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ResourceError(f"{output} cannot be written: {error.strerror}") from error

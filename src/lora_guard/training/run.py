@@ -66,11 +66,11 @@ class RunFolder:
 
     def log_step(self, record: dict[str, float]) -> None:
         """Append a line to ``steps.jsonl``."""
-        files.append_line(self.steps, json.dumps(record))
+        files.append_text(self.steps, json.dumps(record) + "\n")
 
     def log_metrics(self, record: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
-        files.append_line(self.metrics, json.dumps(record))
+        files.append_text(self.metrics, json.dumps(record) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run does again."""
