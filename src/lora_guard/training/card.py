@@ -57,9 +57,9 @@ the validation rows ({{ "%.3f" | format(spec.calibration.harmful.threshold) }} f
 
 ## How it was made
 
-    lora-guard train RUN --config config.yaml
+    lora-guard train RUN --config config.yaml --set data_root=DATA
 
-with the config that `guard.json` holds under `provenance`. Python {{ spec.provenance.python }}, torch {{ spec.provenance.torch }},
+`config.yaml` is what `guard.json` holds under `provenance.config`, and DATA the folder of the files it names. Python {{ spec.provenance.python }}, torch {{ spec.provenance.torch }},
 transformers {{ spec.provenance.transformers }}, peft {{ spec.provenance.peft }}.
 
 ## Limits
