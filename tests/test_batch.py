@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +29,22 @@ def test_weights_are_draws_an_epoch() -> None:
     assert all(drawn[row] == 1 for row in range(200, 300))
 
 
+@given(st.lists(st.floats(0, 4), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 9))
+def test_a_row_is_drawn_as_often_as_asked_up_to_a_fraction(draws: list[float], size: int, seed: int) -> None:
+    drawn = Counter(row for batch in plan_epoch([1] * len(draws), size, seed, 0, draws) for row in batch)
+    assert all(math.floor(asked) <= drawn[row] <= math.ceil(asked) for row, asked in enumerate(draws))
+
+
+def test_fractions_of_rows_are_other_rows_in_every_epoch() -> None:
+    drawn = [{row for batch in plan_epoch([1] * 40, 4, 0, epoch, [0.5] * 40) for row in batch} for epoch in range(20)]
+    assert set().union(*drawn) == set(range(40))
+    assert drawn[0] != drawn[1]
+
+
+def test_seeds_differ() -> None:
+    assert plan_epoch([1] * 40, 4, 0, 0) != plan_epoch([1] * 40, 4, 1, 0)
+
+
 def test_epochs_differ_and_batches_hold_rows_of_like_length() -> None:
     lengths = [1 + (n * 37) % 150 for n in range(640)]
     assert plan_epoch(lengths, 8, 0, 0) != plan_epoch(lengths, 8, 0, 1)
@@ -43,6 +61,33 @@ def test_processes_share_a_batch_without_loss_in_the_same_number_of_passes(
     assert sorted(row for share in shares for part in share for row in part) == batch
     assert len({len(share) for share in shares}) == 1
     assert all(len(part) <= size for share in shares for part in share)
+
+
+@given(lengths_of_rows, st.integers(1, 5))
+def test_processes_get_as_many_tokens_up_to_one_row(lengths: list[int], world: int) -> None:
+    batch = list(range(len(lengths)))
+    tokens = [
+        sum(lengths[row] for part in micro_batches(batch, lengths, rank, world, 4) for row in part)
+        for rank in range(world)
+    ]
+    assert max(tokens) - min(tokens) <= max(lengths)
+
+
+def test_a_process_without_rows_takes_part_with_empty_pieces() -> None:
+    assert [micro_batches([1, 0], [3, 1], rank, 3, 2) for rank in range(3)] == [[[1]], [[0]], [[]]]
+
+
+@pytest.mark.parametrize("pad_id", [0, 9])
+@given(rows=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=8))
+def test_the_mask_gives_back_the_tokens_whatever_the_padding_is(rows: list[list[int]], pad_id: int) -> None:
+    batch = collate(rows, [[0.0, math.nan]] * len(rows), pad_id)
+    assert batch.input_ids.shape == batch.attention_mask.shape == (len(rows), max(map(len, rows)))
+    assert (batch.input_ids.dtype, batch.attention_mask.dtype) == (torch.int64, torch.int64)
+    assert (batch.labels.dtype, batch.labels.shape) == (torch.float32, (len(rows), 2))
+    for ids, mask, row in zip(batch.input_ids, batch.attention_mask, rows, strict=True):
+        assert ids[mask.bool()].tolist() == row
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+        assert set(ids[~mask.bool()].tolist()) <= {pad_id}
 
 
 def test_rows_are_padded_on_the_right_to_their_own_longest() -> None:

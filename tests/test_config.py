@@ -62,6 +62,8 @@ def test_any_field_can_be_set_on_the_command_line(file: Path) -> None:
         ({"micro_batch_size": 32}, "micro_batch_size 32 exceeds batch_size 16"),
         ({"split": "paper", "validation": [{"path": "v"}]}, "choose it or 'validation', not both"),
         ({"split": "paper", "train": [{"path": "a"}, {"path": "b"}]}, "takes one training source"),
+        ({"test": [{"path": "a/x.jsonl"}, {"path": "b/x.csv"}]}, "test names 'x' twice"),
+        ({"test": [{"path": "validation.jsonl"}]}, "test names 'validation' twice, or as the run does"),
         ({"adapter": "none", "lora_r": 4}, "adapter is 'none', which takes no lora_r"),
         ({"adapter": "none", "layers": [1]}, "layers choose where adapters go"),
     ],

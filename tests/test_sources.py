@@ -8,9 +8,12 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lora_guard.config import Source
-from lora_guard.data.sources import read, read_file
+from lora_guard.data.sources import parse_line, read, read_file
+from lora_guard.data.split import drop_overlap, fold
 from lora_guard.errors import DataError
 from lora_guard.taxonomy import Taxonomy
 
@@ -67,6 +70,7 @@ def test_parquet_columns_can_be_mapped_too(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "list; allowed: a JSON object"),
+        ('{"prompt": "a", "n": ' + "1" * 5000 + "}", "not JSON"),
         ("{}", "field 'prompt' is NoneType None; allowed: text"),
         ('{"prompt": 3}', "field 'prompt' is int 3"),
         ('{"prompt": "a", "response": ["b"]}', "field 'response' is list"),
@@ -133,6 +137,8 @@ def test_a_column_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
         read_file(path, TAXONOMY, {"prompt": "question"})
     with pytest.raises(DataError, match="columns name 'harm'; allowed: prompt, response, unsafe or a category"):
         read_file(path, TAXONOMY, {"harm": "label"})
+    with pytest.raises(DataError, match=r"no column 'prompt'; the file has text, label"):
+        read_file(path, TAXONOMY)
 
 
 def test_a_capped_source_draws_by_seed_and_keeps_the_order(tmp_path: Path) -> None:
@@ -177,19 +183,102 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         read(Source(path="hub:a/b"), BEAVERTAILS)
 
 
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [
-        ("train/beavertails", 3509),
-        ("train/safe_rlhf", 2370),
-        ("train/do_not_answer", 5632),
-        ("train/aegis", 1097),
-        ("train/benign_lookalikes", 899),
-        ("train/beavertails_unsafe_prompts", 3745),
-        ("eval/beavertails_30k_test", 3021),
-        ("eval/openai_moderation", 1680),
-        ("eval/toxicchat_test", 2853),
-    ],
-)
-def test_the_real_data_sets_are_read_whole(shared_data: Path, name: str, rows: int) -> None:
-    assert len(read_file(shared_data / f"{name}.jsonl", BEAVERTAILS)) == rows
+def test_a_mapped_column_is_believed_before_one_that_happens_to_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,is_safe,bad,category\na,1,1,news\n", "utf-8")
+    (example,) = read_file(path, TAXONOMY, {"unsafe": "bad"})
+    assert example.harmful is True
+
+
+def test_the_hubs_form_keeps_its_categories_in_parquet_and_under_mapped_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"question": "a", "response": "b", "category": {"rude": True, "unfair": None}, "is_safe": False}
+    columns = {"prompt": "question"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([row]))
+    examples = [
+        *read_file(tmp_path / "rows.parquet", TAXONOMY, columns),
+        *read_file(jsonl(tmp_path / "rows.jsonl", row), TAXONOMY, columns),
+        *read(Source(path="hub:a/b", columns=columns), TAXONOMY),
+    ]
+    assert [dict(example.categories) for example in examples] == [{"rude": True}] * 3
+    assert [example.harmful for example in examples] == [True] * 3
+
+
+def test_text_where_categories_should_be_is_named_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,categories\na,rude\n", "utf-8")
+    with pytest.raises(DataError, match=r"rows.csv:2: field 'categories' is str; allowed: a mapping"):
+        read_file(path, TAXONOMY)
+
+
+def test_a_damaged_parquet_file_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": [str(n) * 20 for n in range(5000)]}), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[50:2000] = b"\xff" * 1950
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"rows.parquet' (cannot be read|is not Parquet): (?!None)"):
+        read_file(path, TAXONOMY)
+    offsets = pyarrow.array([0, 1], pyarrow.int32()).buffers()[1]
+    text = pyarrow.StringArray.from_buffers(1, offsets, pyarrow.py_buffer(b"\xff"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": text}), path)
+    with pytest.raises(DataError, match=r"is not Parquet: 'utf-8' codec can't decode"):
+        read_file(path, TAXONOMY)
+
+
+@given(st.binary(max_size=60) | st.text(st.sampled_from('[]{}":,\\ud80tru enl1'), max_size=30).map(str.encode))
+def test_any_line_is_an_object_or_one_line_of_error(line: bytes) -> None:
+    message = ""
+    try:
+        assert isinstance(parse_line(line, "rows.jsonl:3"), dict)
+    except DataError as error:
+        message = str(error)
+    assert not message or message.startswith("rows.jsonl:3: ")
+    assert "\n" not in message
+
+
+@given(st.sampled_from(["csv", "parquet"]), st.binary(max_size=80).map(lambda text: b"prompt,unsafe\n" + text))
+def test_any_bytes_are_rows_or_one_line_of_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("any") / f"rows.{kind}"
+    path.write_bytes(content)
+    message = ""
+    try:
+        assert read_file(path, TAXONOMY)
+    except DataError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+# Rows, unsafe rows and folded prompts as the data's own description counts them.
+REAL = {
+    "train/beavertails": (3509, 2344, 2659),
+    "train/safe_rlhf": (2370, 1339, 1111),
+    "train/beavertails_unsafe_prompts": (3745, 0, 3745),
+    "train/do_not_answer": (5632, 193, 938),
+    "train/diasafety": (11183, 5173, 7663),
+    "train/aegis": (1097, 578, 1016),
+    "train/benign": (10349, 0, 8535),
+    "train/harmful_prompts": (9710, 9710, 9710),
+    "train/benign_lookalikes": (899, 0, 899),
+    "train/toxic_text": (65656, 16489, 65655),
+    "eval/beavertails_30k_test": (3021, 1733, 2523),
+    "eval/openai_moderation": (1680, 522, 1653),
+    "eval/toxicchat_test": (2853, 362, 2774),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_data_sets_are_read_whole(shared_data: Path, name: str) -> None:
+    examples = read_file(shared_data / f"{name}.jsonl", BEAVERTAILS)
+    unsafe = sum(example.harmful is True for example in examples)
+    assert (len(examples), unsafe, len({fold(example.prompt) for example in examples})) == REAL[name]
+
+
+def test_no_real_training_prompt_is_evaluated_on(shared_data: Path) -> None:
+    held_out = [e for name in REAL if name[:4] == "eval" for e in read_file(shared_data / f"{name}.jsonl", BEAVERTAILS)]
+    for name in ("train/beavertails", "train/safe_rlhf", "train/do_not_answer", "train/aegis"):
+        assert drop_overlap(read_file(shared_data / f"{name}.jsonl", BEAVERTAILS), held_out)[1] == 0

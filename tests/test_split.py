@@ -1,5 +1,7 @@
 """Splits keep a prompt on one side; duplicates and overlaps are dropped and counted."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,46 @@ def test_prompts_that_differ_in_case_and_punctuation_are_the_same() -> None:
     assert fold("?") != fold("!")
 
 
+@given(st.text())
+def test_case_punctuation_and_space_around_never_change_what_a_prompt_is(text: str) -> None:
+    if any(character.isalnum() for character in unicodedata.normalize("NFKC", text).casefold()):
+        assert fold(f"\n «{text.replace(' ', ' - ')}»?! ") == fold(text)
+    plain = "".join(character for character in text if character.isascii())
+    if any(character.isalnum() for character in plain):
+        assert fold(plain.upper()) == fold(plain.lower())
+
+
+def test_prompts_without_letters_are_the_same_only_if_equal() -> None:
+    texts = ["", " ", "?", "??", "🙂", "🙃", "\ud800"]
+    assert len({fold(text) for text in texts}) == len(texts)
+
+
+@given(prompts, prompts)
+def test_what_stays_is_not_held_out_and_nothing_else_goes(texts: list[str], held_out: list[str]) -> None:
+    examples = [example(text) for text in texts]
+    kept, dropped = drop_overlap(examples, [example(text) for text in held_out])
+    evaluated = {fold(text) for text in held_out}
+    assert kept == [row for row in examples if fold(row.prompt) not in evaluated]
+    assert dropped == len(examples) - len(kept)
+
+
+@given(prompts)
+def test_one_of_each_kind_of_duplicate_stays_and_it_is_the_first(texts: list[str]) -> None:
+    examples = [example(text) for text in texts]
+    kept, dropped = drop_duplicates(examples)
+    first = {fold(text): index for index, text in reversed(list(enumerate(texts)))}
+    assert {id(row) for row in kept} == {id(examples[index]) for index in first.values()}
+    assert dropped == len(examples) - len(kept)
+    assert drop_duplicates(kept) == (kept, 0)
+
+
+def test_rows_of_other_labels_are_no_duplicates() -> None:
+    rows = [Example("a", None, None, known, "test") for known in ({}, {"rude": True}, {"rude": False})]
+    assert drop_duplicates(rows) == (rows, 0)
+    same = [Example("a", None, None, known, "test") for known in ({"x": True, "y": False}, {"y": False, "x": True})]
+    assert drop_duplicates(same) == (same[:1], 1)
+
+
 def test_duplicates_are_dropped_and_counted_and_the_first_stays() -> None:
     rows = [example("a", "x"), example("A!", "x"), example("a", "y"), example("a", "x", harmful=True)]
     kept, dropped = drop_duplicates(rows)
@@ -59,5 +101,6 @@ def test_the_papers_split_has_its_sizes_and_takes_no_other_data() -> None:
     train, validation = split_paper([example("a")] * 27_186, seed=0)
     assert (len(train), len(validation)) == (24_672, 2_514)
     assert sorted(train + validation) == list(range(27_186))
+    assert split_paper([example("a")] * 27_186, seed=1) != (train, validation)
     with pytest.raises(DataError, match="was given 5 rows; allowed: the 27,186"):
         split_paper([example("a")] * 5, seed=0)

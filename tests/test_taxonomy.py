@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lora_guard import Taxonomy
 from lora_guard.errors import ConfigError
@@ -13,6 +15,13 @@ def test_the_built_in_taxonomy_has_the_14_categories_of_beavertails() -> None:
     taxonomy = Taxonomy.load("beavertails")
     assert len(taxonomy.categories) == 14
     assert list(taxonomy.categories) == sorted(taxonomy.categories)
+
+
+@given(st.text(), st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=9, unique=True))
+def test_a_taxonomy_survives_a_save_and_keeps_its_order(name: str, categories: list[str]) -> None:
+    taxonomy = Taxonomy(name, tuple(categories))
+    assert Taxonomy.from_dict(json.loads(json.dumps(taxonomy.to_dict()))) == taxonomy
+    assert [taxonomy.index(category) for category in categories] == list(range(len(categories)))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +48,10 @@ def test_a_users_own_is_read_from_yaml_or_json(tmp_path: Path, text: str) -> Non
         ("categories: [a]\n", "exactly 'name'"),
         ("[a]", "exactly 'name'"),
         ("a: [", "while parsing"),
+        ("name: mine\ncategories: a\n", "exactly 'name'"),
+        ("name: mine\ncategories: [a]\nmore: 1\n", "exactly 'name'"),
+        ("name: 2026-02-30\ncategories: [a]\n", "out of range"),
+        ("", "exactly 'name'"),
     ],
 )
 def test_a_bad_taxonomy_is_one_line_that_names_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -49,6 +62,13 @@ def test_a_bad_taxonomy_is_one_line_that_names_the_file(tmp_path: Path, text: st
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "taxonomy.yaml"
+    path.write_bytes(b"name: \xff\n")
+    with pytest.raises(ConfigError, match=r"taxonomy.yaml: 'utf-8' codec can't decode"):
+        Taxonomy.load(path)
 
 
 def test_an_unknown_name_says_what_is_allowed() -> None:

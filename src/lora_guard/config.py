@@ -120,6 +120,10 @@ class TrainConfig(_Strict):
             raise ValueError("split 'paper' holds out its own validation rows; choose it or 'validation', not both")
         if self.split == "paper" and len(self.train) > 1:
             raise ValueError("split 'paper' takes one training source, BeaverTails 30k_train")
+        names = ["train", "validation", *(source.name for source in self.test)]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"test names {repeated[0]!r} twice, or as the run does; allowed: files of different names")
         if self.adapter == "none" and self.layers is not None:
             raise ValueError("layers choose where adapters go and adapter is 'none'; choose one")
         if self.adapter == "none" and {"lora_r", "lora_alpha", "target_modules"} & self.model_fields_set:

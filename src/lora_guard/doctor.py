@@ -16,6 +16,7 @@ from rich.markup import escape
 from lora_guard import artifact, base_model
 from lora_guard.errors import LoraGuardError
 from lora_guard.guard import find
+from lora_guard.model import takes_bf16
 
 _GIB = 1 << 30
 
@@ -137,7 +138,5 @@ def _threads() -> Finding:
 
 def _device() -> Finding:
     device = base_model.device()
-    from lora_guard.model import autocast
-
-    precision = "bf16 products" if autocast(device, "auto").fast_dtype else "fp32"
+    precision = "bf16" if takes_bf16(device, "auto") else "fp32"
     return Finding("device", "ok", f"{device.type}, guard path in {precision}")

@@ -59,13 +59,17 @@ def parameter_counts(model: GuardModel) -> dict[str, int]:
     return {"base": base, "adapter": adapter, "heads": heads}
 
 
+def takes_bf16(device: torch.device, precision: str) -> bool:
+    """Whether the guard path multiplies in bf16: ``auto`` does where the device has it natively."""
+    return precision == "bf16" or (precision == "auto" and _has_native_bf16(device))
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The guard path's arithmetic: ``bf16`` products over weights as they are, ``fp32``, or ``auto``.
 
-    ``auto`` takes bf16 where the device multiplies it natively. The generation path never runs under it.
+    The generation path never runs under it.
     """
-    enabled = precision == "bf16" or (precision == "auto" and _has_native_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=takes_bf16(device, precision))
 
 
 @torch.inference_mode()

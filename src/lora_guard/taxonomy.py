@@ -60,7 +60,7 @@ class Taxonomy:
             )
         try:
             return cls.from_dict(yaml.safe_load(path.read_text("utf-8")))
-        except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        except (yaml.YAMLError, ValueError, ConfigError) as error:  # ValueError: not UTF-8, or an impossible date
             raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
 
     @classmethod

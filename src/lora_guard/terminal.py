@@ -4,16 +4,27 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from lora_guard.conversation import Conversation, Message
 from lora_guard.guard import ChatEnd, Guard
 from lora_guard.verdict import Verdict
 
 
+_SHOWN = 3
+"""Categories named of one verdict."""
+
+
 def verdict_table(rows: Sequence[tuple[str, Verdict]]) -> Table:
     """A table of labelled verdicts: flag, score against threshold, and the flagged or highest categories."""
-    table = Table("text", "target", "verdict", "score", "threshold", "categories")
+    table = Table(
+        Column("text", no_wrap=True, max_width=28),
+        "target",
+        "verdict",
+        "score",
+        Column("threshold", overflow="fold"),
+        Column("categories", overflow="fold"),
+    )
     for label, verdict in rows:
         flag = "[red]flagged[/red]" if verdict.flagged else "[green]ok[/green]"
         windows = f" ({verdict.windows} windows)" if verdict.windows > 1 else ""
@@ -23,10 +34,13 @@ def verdict_table(rows: Sequence[tuple[str, Verdict]]) -> Table:
 
 
 def categories_text(verdict: Verdict) -> str:
-    """The flagged categories with their scores, highest first; without one, the highest in brackets."""
+    """The highest flagged categories and how many more there are; none of a text that is not flagged itself."""
     ordered = sorted(verdict.categories.items(), key=lambda item: item[1].score, reverse=True)
     flagged = [f"{name} {decision.score:.2f}" for name, decision in ordered if decision.flagged]
-    return "; ".join(flagged) if flagged else f"({ordered[0][0]} {ordered[0][1].score:.2f})"
+    if not flagged or not verdict.flagged:
+        return "–"
+    more = f"; {len(flagged) - _SHOWN} more" if len(flagged) > _SHOWN else ""
+    return "; ".join(flagged[:_SHOWN]) + more
 
 
 def verdict_line(verdict: Verdict) -> str:

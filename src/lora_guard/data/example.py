@@ -56,11 +56,11 @@ def parse_row(row: Mapping[str, Any], taxonomy: Taxonomy, where: str, source: st
         raise DataError(f"{where}: field 'prompt' is {_shown(prompt)}; allowed: text")
     if not isinstance(response, str | None):
         raise DataError(f"{where}: field 'response' is {_shown(response)}; allowed: text or null")
-    if "is_safe" in row:
-        safe = _label(row["is_safe"], "is_safe", where)
-        harmful = None if safe is None else not safe
+    if "unsafe" in row:
+        harmful = _label(row["unsafe"], "unsafe", where)
     else:
-        harmful = _label(row.get("unsafe"), "unsafe", where)
+        safe = _label(row.get("is_safe"), "is_safe", where)
+        harmful = None if safe is None else not safe
     raw = row.get("categories", row.get("category")) or {}
     if not isinstance(raw, Mapping):
         raise DataError(
@@ -90,6 +90,6 @@ def _label(value: Any, field: str, where: str) -> bool | None:
 
 
 def _shown(value: Any) -> str:
-    """A value's type and, if short, the value: errors quote labels, never a user's text."""
-    text = repr(value)
-    return f"{type(value).__name__} {text}" if len(text) <= 20 and not isinstance(value, str) else type(value).__name__
+    """A value's type and, of a short number or null, the value: errors never quote a user's text."""
+    text = f" {value!r}" if value is None or isinstance(value, int | float) else ""
+    return type(value).__name__ + (text if len(text) <= 20 else "")

@@ -84,7 +84,7 @@ def parse_line(line: str | bytes, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 at byte {error.start}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # besides bad syntax, an integer of thousands of digits
         raise DataError(f"{where}: not JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: {type(row).__name__}; allowed: a JSON object")
@@ -117,25 +117,27 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     number += 1
                     yield f"{path}:{number}", row
     except OSError as error:
-        raise DataError(f"data file {str(path)!r} cannot be read: {error.strerror}") from error
-    except pyarrow.ArrowException as error:
+        reason = error.strerror or error  # pyarrow's own errors of this type have no strerror
+        raise DataError(f"data file {str(path)!r} cannot be read: {reason}") from error
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"data file {str(path)!r} is not Parquet: {error}") from error
 
 
 def _map_columns(row: dict[str, Any], columns: Mapping[str, str], taxonomy: Taxonomy, where: str) -> dict[str, Any]:
     """The row in our form: named fields and category columns gathered; a response cell without text is none."""
-    for field, column in columns.items():
+    for field, column in {**columns, "prompt": columns.get("prompt", "prompt")}.items():
         if field not in (*_LABEL_FIELDS, *taxonomy.categories):
             raise DataError(f"{where}: columns name {field!r}; allowed: {', '.join(_LABEL_FIELDS)} or a category")
         if column not in row:
             raise DataError(f"{where}: no column {column!r}; the file has {', '.join(map(str, row))}")
     renamed = {**row, **{field: row[column] for field, column in columns.items()}}
     flat = {category: renamed[category] for category in taxonomy.categories if category in renamed}
-    return {
-        **renamed,
-        "response": renamed.get("response") or None,
-        "categories": {**(renamed.get("categories") or {}), **flat},
-    }
+    nested = renamed.get("categories") or {}
+    if not nested and isinstance(renamed.get("category"), Mapping):  # BeaverTails; elsewhere often a column of text
+        nested = renamed["category"]
+    if isinstance(nested, Mapping):  # another type is for parse_row to refuse
+        nested = {**nested, **flat}
+    return {**renamed, "response": renamed.get("response") or None, "categories": nested}
 
 
 def _read_hub(source: Source, taxonomy: Taxonomy) -> list[Example]:

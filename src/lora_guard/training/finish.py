@@ -33,27 +33,14 @@ def finish_epoch(run: Run, epoch: int) -> None:
     """
     rows = run.config.eval_rows
     sets = [run.rows.train.sample(rows), run.rows.validation.sample(rows), *run.rows.tests]
-    logits = {row_set.name: _logits(run, row_set) for row_set in sets}
+    logits = {}
+    for row_set in sets:
+        logits[row_set.name] = _logits(run, row_set)
+        if run.accelerator.is_main_process:
+            _save_logits(run, epoch, row_set, logits[row_set.name])
     if run.accelerator.is_main_process:
-        run.folder.forget_epoch(epoch)
         labels = {row_set.name: row_set.labels.double().numpy() for row_set in sets}
-        scores = {name: _sigmoid(values) for name, values in logits.items()}
-        for name in scores:
-            tensors = {"logits": torch.from_numpy(logits[name]), "targets": torch.from_numpy(labels[name])}
-            (run.folder.path / "logits").mkdir(exist_ok=True)
-            files.write_bytes(run.folder.path / "logits" / f"epoch-{epoch}.{_safe(name)}.safetensors", save(tensors))
-        records = [_record(run, epoch, name, scores[name], labels[name]) for name in scores]
-        calibration = _calibration(run, scores["validation"], labels["validation"])
-        spec = _spec(run, calibration, {"epoch": epoch, "sets": {r["set"]: r["harmfulness"] for r in records}})
-        guard.save(run.model, spec, run.folder.checkpoint(epoch), card=model_card(spec), licence=_licence(run))
-        loss_curves(read_records(run.folder.steps), run.folder.path / "loss.png")
-        known = {name: ~np.isnan(labels[name][:, 0]) for name in scores}
-        curves = {name: (scores[name][known[name], 0], labels[name][known[name], 0] == 1) for name in scores}
-        pr_curves(curves, run.folder.path / "pr.png", f"Harmfulness after epoch {epoch}")
-        for record in records:
-            run.folder.log_metrics(record)
-            run.accelerator.print(f"epoch {epoch} {record['set']}: {_headline(record)}")
-        run.folder.log_metrics({"epoch": epoch, "complete": True})
+        _write_epoch(run, epoch, {name: _sigmoid(values) for name, values in logits.items()}, labels)
     run.accelerator.wait_for_everyone()
 
 
@@ -85,6 +72,30 @@ def _logits(run: Run, row_set: RowSet) -> Array:
     for other, part in enumerate(gather_object([highest])):
         gathered[other::world] = part
     return gathered
+
+
+def _save_logits(run: Run, epoch: int, row_set: RowSet, logits: Array) -> None:
+    folder = run.folder.path / "logits"
+    folder.mkdir(exist_ok=True)
+    tensors = {"logits": torch.from_numpy(logits), "targets": row_set.labels}
+    files.write_bytes(folder / f"epoch-{epoch}.{row_set.name.replace('/', '_')}.safetensors", save(tensors))
+
+
+def _write_epoch(run: Run, epoch: int, scores: dict[str, Array], labels: dict[str, Array]) -> None:
+    """Checkpoint, plots and metrics of an epoch; the line that completes it comes last."""
+    run.folder.forget_epoch(epoch)
+    records = [_record(run, epoch, name, scores[name], labels[name]) for name in scores]
+    calibration = _calibration(run, scores["validation"], labels["validation"])
+    spec = _spec(run, calibration, {"epoch": epoch, "sets": {r["set"]: r["harmfulness"] for r in records}})
+    guard.save(run.model, spec, run.folder.checkpoint(epoch), card=model_card(spec), licence=_licence(run))
+    loss_curves(read_records(run.folder.steps), run.folder.path / "loss.png")
+    known = {name: ~np.isnan(labels[name][:, 0]) for name in scores}
+    curves = {name: (scores[name][known[name], 0], labels[name][known[name], 0] == 1) for name in scores}
+    pr_curves(curves, run.folder.path / "pr.png", f"Harmfulness after epoch {epoch}")
+    for record in records:
+        run.folder.log_metrics(record)
+        run.accelerator.print(f"epoch {epoch} {record['set']}: {_headline(record)}")
+    run.folder.log_metrics({"epoch": epoch, "complete": True})
 
 
 def _record(run: Run, epoch: int, name: str, scores: Array, labels: Array) -> dict[str, Any]:
@@ -152,7 +163,3 @@ def _headline(record: dict[str, Any]) -> str:
 
 def _sigmoid(logits: Array) -> Array:
     return torch.from_numpy(logits).sigmoid().numpy()
-
-
-def _safe(name: str) -> str:
-    return name.replace("/", "_")
