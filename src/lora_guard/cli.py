@@ -45,7 +45,7 @@ def _command(function: Command) -> Command:
         try:
             return function(*args, **kwargs)
         except LoraGuardError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", *str(error).splitlines(), file=sys.stderr)  # a file's words may hold line breaks
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             print("interrupted; what was written stays", file=sys.stderr)
@@ -109,6 +109,10 @@ def moderate(
 
     if (prompt is None) == (input is None):
         raise InputError("give either --prompt (and perhaps --response) or --input")
+    if input is not None and response is not None:
+        raise InputError("--response goes with --prompt; rows of --input have their own")
+    if prompt is not None and output != "-":
+        raise InputError("--output goes with --input; the verdict on --prompt goes to stdout")
     load = functools.partial(_load, guard, base, allow_other_base)
     if prompt is not None:
         moderate_one(load, prompt, response, target, as_json=json_)

@@ -17,8 +17,10 @@ from lora_guard import artifact, base_model
 from lora_guard.errors import LoraGuardError
 from lora_guard.guard import find
 from lora_guard.model import takes_bf16
+from lora_guard.taxonomy import Taxonomy
 
 _GIB = 1 << 30
+_INSTALL = "run: pip install -c constraints.txt -e ."
 
 
 class Finding(NamedTuple):
@@ -46,7 +48,7 @@ def examine(guard: str = "default") -> list[Finding]:
 
 def show(findings: list[Finding]) -> None:
     """Print the findings, one a line, with advice below those that need it."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     colours = {"ok": "green", "note": "yellow", "bad": "red"}
     for finding in findings:
         mark = f"[{colours[finding.state]}]{finding.state:>4}[/]"
@@ -56,7 +58,10 @@ def show(findings: list[Finding]) -> None:
 
 
 def _packages() -> Finding:
-    wanted = [Requirement(line) for line in requires("lora-guard") or []]
+    try:
+        wanted = [Requirement(line) for line in requires("lora-guard") or []]
+    except PackageNotFoundError:
+        return Finding("install", "bad", "lora-guard runs without being installed", _INSTALL)
     wrong = []
     for requirement in wanted:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -70,7 +75,7 @@ def _packages() -> Finding:
             wrong.append(f"{requirement.name} {installed} is outside {requirement.specifier}")
     found = f"lora-guard {version('lora-guard')}, Python {platform.python_version()}, torch {torch.__version__}"
     if wrong:
-        return Finding("install", "bad", "; ".join(wrong), "run: pip install -c constraints.txt -e .")
+        return Finding("install", "bad", "; ".join(wrong), _INSTALL)
     return Finding("install", "ok", found)
 
 
@@ -90,11 +95,12 @@ def _guard(guard: str) -> Finding:
     try:
         folder = find(guard)
         spec = artifact.read(folder).spec
+        categories = Taxonomy.from_dict(spec.taxonomy).categories
     except LoraGuardError as error:
         return Finding("guard", "bad", str(error), "train one, or name another with --guard")
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     licence = f"weights under {spec.licence}" if spec.licence else "licence of the weights not stated"
-    found = f"{spec.name} ({spec.adapter}, {len(spec.taxonomy['categories'])} categories, {size:.1f} MB, {licence})"
+    found = f"{spec.name} ({spec.adapter}, {len(categories)} categories, {size:.1f} MB, {licence})"
     if spec.licence and "NC" in spec.licence:
         advice = f"non-commercial: see {folder / artifact.LICENCE_FILE}; train your own guard for other uses"
         return Finding("guard", "note", found, advice)

@@ -19,7 +19,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         ResourceError: the file cannot be written; what was there stays.
     """
-    with _writing(path), NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with writing(path), NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
         try:
             file.write(data)
@@ -50,7 +50,7 @@ def append_text(path: Path, text: str) -> None:
     Raises:
         ResourceError: the file cannot be written.
     """
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
@@ -67,12 +67,12 @@ def new_folder(final: Path) -> Iterator[Path]:
     Raises:
         ResourceError: it cannot be written; what was there stays.
     """
-    with _writing(final):
+    with writing(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(mkdtemp(dir=final.parent, prefix=f".{final.name}."))
     try:
         yield temporary
-        with _writing(final):
+        with writing(final):
             temporary.chmod(0o777 & ~_umask())
             replaced = Path(mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
             if final.exists():
@@ -85,7 +85,8 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure of the disk while ``path`` is written into a ResourceError."""
     try:
         yield
     except OSError as error:

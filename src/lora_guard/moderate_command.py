@@ -3,16 +3,17 @@
 import json
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
 from rich.console import Console
 
+from lora_guard import files
 from lora_guard.conversation import TARGETS, Conversation, Target
+from lora_guard.data.sources import read_rows
 from lora_guard.errors import DataError, InputError, allowed
 from lora_guard.guard import Guard
-from lora_guard.moderate_file import moderate_file, moderate_stream
+from lora_guard.moderate_file import moderate_file, moderate_stream, stream_rows
 from lora_guard.terminal import verdict_table
 
 
@@ -27,7 +28,7 @@ def moderate_one(
         print(json.dumps(verdict.to_dict()))
     else:
         text = " ".join(judged.messages[-1].content.split())
-        Console().print(verdict_table([(text if len(text) <= 40 else text[:39] + "…", verdict)]))
+        Console(emoji=False).print(verdict_table([(text if len(text) <= 40 else text[:39] + "…", verdict)]))
 
 
 def moderate_many(load: Callable[[], Guard], source: str, output: str, target: str | None) -> None:
@@ -42,11 +43,12 @@ def moderate_many(load: Callable[[], Guard], source: str, output: str, target: s
         moderate_file(load(), path, Path(output), checked)
         return
     guard = load()
-    with (
-        nullcontext(sys.stdin) if source == "-" else path.open(encoding="utf-8") as incoming,
-        nullcontext(sys.stdout) if output == "-" else Path(output).open("w", encoding="utf-8") as outgoing,
-    ):
-        moderate_stream(guard, incoming, outgoing, checked)
+    rows = stream_rows(sys.stdin.buffer, "stdin") if source == "-" else read_rows(path)
+    if output == "-":
+        moderate_stream(guard, rows, sys.stdout, checked)
+    else:
+        with files.writing(Path(output)), Path(output).open("w", encoding="utf-8") as written:
+            moderate_stream(guard, rows, written, checked)
 
 
 def _target(target: str | None) -> Target | None:

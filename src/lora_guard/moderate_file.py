@@ -15,11 +15,15 @@ from lora_guard.guard import Guard
 from lora_guard.progress import progress
 
 _ROWS_AT_ONCE = 256
-"""Rows judged together, and written together: a kill loses at most this many verdicts."""
+"""Rows judged together, and written together: a kill loses at most this many verdicts.
+
+A score depends a little on the rows beside it in a batch. A resumed run therefore begins with a whole group, and writes
+what an uninterrupted one would have written.
+"""
 
 
 def moderate_file(guard: Guard, source: Path, output: Path, target: Target | None = None) -> int:
-    """Write each input row plus ``verdict`` to ``output``; rows that are there already are not judged again.
+    """Write each input row plus ``verdict`` to ``output``; groups of rows that are there already are not judged again.
 
     Args:
         guard: judges the rows.
@@ -31,12 +35,11 @@ def moderate_file(guard: Guard, source: Path, output: Path, target: Target | Non
         How many rows were judged by this call.
 
     Raises:
-        DataError: a bad row (with file and line), or an output that belongs to another input.
-        ResourceError: no disk space; what is written stays.
+        DataError: no such file, a bad row (with file and line), or an output that belongs to another input.
+        ResourceError: no disk space, or an output that cannot be written; what is written stays.
     """
-    with source.open("rb") as file:
-        total = sum(1 for line in file if line.strip())
-    done = _rows_done(guard, source, output)
+    total = _rows_of(source)
+    done = _rows_done(guard, source, output, total)
     files.append_text(output, "")
     with progress("moderate", total, done=done) as tick:
         for judged in moderate_rows(guard, islice(read_rows(source), done, None), target, tick):
@@ -44,9 +47,11 @@ def moderate_file(guard: Guard, source: Path, output: Path, target: Target | Non
     return total - done
 
 
-def moderate_stream(guard: Guard, source: IO[str], output: IO[str], target: Target | None = None) -> None:
-    """As :func:`moderate_file`, from one text stream to another, without resuming."""
-    for judged in moderate_rows(guard, _stream_rows(source), target):
+def moderate_stream(
+    guard: Guard, rows: Iterable[tuple[str, dict[str, Any]]], output: IO[str], target: Target | None = None
+) -> None:
+    """As :func:`moderate_file`, to a text stream, without resuming; each row comes with its place."""
+    for judged in moderate_rows(guard, rows, target):
         output.write("".join(line + "\n" for line in judged))
         output.flush()
 
@@ -97,6 +102,17 @@ def conversation_of(row: Mapping[str, Any], where: str, target: Target | None = 
     return conversation
 
 
+def stream_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of JSONL lines with their places (``stdin:12``); blank lines are skipped.
+
+    Raises:
+        DataError: a line that is not a JSON object.
+    """
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{name}:{number}", parse_line(line, f"{name}:{number}")
+
+
 def _judge(
     guard: Guard, rows: list[tuple[dict[str, Any], Conversation]], target: Target | None, done: Callable[[int], None]
 ) -> list[str]:
@@ -105,40 +121,48 @@ def _judge(
     return [json.dumps({**row, "verdict": v.to_dict()}) for (row, _), v in zip(rows, verdicts, strict=True)]
 
 
-def _stream_rows(source: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(source, 1):
-        if line.strip():
-            yield f"stdin:{number}", parse_line(line, f"stdin:{number}")
+def _rows_of(source: Path) -> int:
+    try:
+        with source.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError as error:
+        raise DataError(f"input {str(source)!r} cannot be read: {error.strerror}") from error
 
 
-def _rows_done(guard: Guard, source: Path, output: Path) -> int:
-    """How many rows the output already holds; a last line that a kill cut short is removed.
+def _rows_done(guard: Guard, source: Path, output: Path, total: int) -> int:
+    """How many rows the output holds in whole groups; what a kill left behind them is removed.
 
     Raises:
         DataError: the output's rows are not those of the source, or were judged with another threshold.
+        ResourceError: the output cannot be written.
     """
     if not output.exists():
         return 0
-    complete = 0
-    done = 0
-    with output.open("rb") as file:
-        rows = read_rows(source)
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            found = parse_line(line.decode("utf-8"), f"{output}:{number}")
-            _, row = next(rows, ("", None))
-            if "verdict" not in found or row is None or _without_verdict(found) != _without_verdict(row):
-                raise DataError(
-                    f"{output}:{number} is not the verdict on that row of {source}; allowed: a new output file"
-                )
-            if found["verdict"]["threshold"] != guard.spec.calibration.harmful.threshold:
-                raise DataError(f"{output}:{number} was judged by another guard; allowed: a new output file")
-            complete += len(line)
-            done += 1
-    os.truncate(output, complete)
-    return done
+    kept = kept_bytes = done = done_bytes = 0
+    with files.writing(output):
+        with output.open("rb") as file:
+            rows = read_rows(source)
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                _check_written(parse_line(line, f"{output}:{number}"), next(rows, ("", None))[1], guard, output, number)
+                done, done_bytes = done + 1, done_bytes + len(line)
+                if done % _ROWS_AT_ONCE == 0 or done == total:
+                    kept, kept_bytes = done, done_bytes
+        os.truncate(output, kept_bytes)
+    return kept
 
 
-def _without_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "verdict"}
+def _check_written(
+    written: Mapping[str, Any], row: Mapping[str, Any] | None, guard: Guard, output: Path, number: int
+) -> None:
+    verdict = written.get("verdict")
+    if row is None or not isinstance(verdict, Mapping) or _without_verdict(written) != _without_verdict(row):
+        raise DataError(f"{output}:{number} is not the verdict on that row of the input; allowed: a new output file")
+    if verdict.get("threshold") != guard.spec.calibration.harmful.threshold:
+        raise DataError(f"{output}:{number} was judged by another guard; allowed: a new output file")
+
+
+def _without_verdict(row: Mapping[str, Any]) -> str:
+    """The row as text to compare: in Python, a NaN differs from itself and True equals 1."""
+    return json.dumps({name: value for name, value in row.items() if name != "verdict"}, sort_keys=True)

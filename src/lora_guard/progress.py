@@ -24,7 +24,7 @@ def progress(task: str, total: int, *, done: int = 0, unit: str = "rows", shown:
     On a terminal the bar also shows elapsed and remaining time; elsewhere a line appears at most every ten seconds and
     at the end.
     """
-    console = Console(stderr=True, quiet=not shown)
+    console = Console(stderr=True, quiet=not shown, emoji=False)
     if console.is_terminal and shown:
         with _bar(console) as bar:
             handle = bar.add_task(task, total=total, completed=done, note="")

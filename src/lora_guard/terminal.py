@@ -2,59 +2,64 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from lora_guard.conversation import Conversation, Message
+from lora_guard.errors import InputError
 from lora_guard.guard import ChatEnd, Guard
 from lora_guard.verdict import Verdict
-
 
 _SHOWN = 3
 """Categories named of one verdict."""
 
 
 def verdict_table(rows: Sequence[tuple[str, Verdict]]) -> Table:
-    """A table of labelled verdicts: flag, score against threshold, and the flagged or highest categories."""
+    """A table of labelled verdicts of one guard: flag, score and flagged categories; fits 80 columns."""
+    caption = f"flagged from {rows[0][1].threshold:.3f} on" if rows else None
     table = Table(
-        Column("text", no_wrap=True, max_width=28),
+        Column("text", no_wrap=True, max_width=24),
         "target",
         "verdict",
         "score",
-        Column("threshold", overflow="fold"),
         Column("categories", overflow="fold"),
+        box=SIMPLE,
+        caption=caption,
     )
     for label, verdict in rows:
-        flag = "[red]flagged[/red]" if verdict.flagged else "[green]ok[/green]"
-        windows = f" ({verdict.windows} windows)" if verdict.windows > 1 else ""
-        figures = (f"{verdict.score:.3f}{windows}", f"{verdict.threshold:.3f}")
-        table.add_row(escape(label), verdict.target, flag, *figures, escape(categories_text(verdict)))
+        windows = f"\n{verdict.windows} windows" if verdict.windows > 1 else ""
+        score = f"{verdict.score:.3f}{windows}"
+        table.add_row(escape(label), verdict.target, _flag(verdict), score, escape("\n".join(_categories(verdict))))
     return table
-
-
-def categories_text(verdict: Verdict) -> str:
-    """The highest flagged categories and how many more there are; none of a text that is not flagged itself."""
-    ordered = sorted(verdict.categories.items(), key=lambda item: item[1].score, reverse=True)
-    flagged = [f"{name} {decision.score:.2f}" for name, decision in ordered if decision.flagged]
-    if not flagged or not verdict.flagged:
-        return "–"
-    more = f"; {len(flagged) - _SHOWN} more" if len(flagged) > _SHOWN else ""
-    return "; ".join(flagged[:_SHOWN]) + more
 
 
 def verdict_line(verdict: Verdict) -> str:
     """One line on one verdict, in rich markup."""
-    flag = "[red]flagged[/red]" if verdict.flagged else "[green]ok[/green]"
     score = f"{verdict.score:.3f} against {verdict.threshold:.3f}"
-    return f"[dim]{verdict.target}:[/dim] {flag} [dim]{score}, {escape(categories_text(verdict))}[/dim]"
+    categories = "".join(f", {category}" for category in _categories(verdict))
+    return f"[dim]{verdict.target}:[/dim] {_flag(verdict)} [dim]{score}{escape(categories)}[/dim]"
+
+
+def _flag(verdict: Verdict) -> str:
+    return "[red]flagged[/red]" if verdict.flagged else "[green]ok[/green]"
+
+
+def _categories(verdict: Verdict) -> list[str]:
+    """The highest flagged categories of a flagged text, and how many more there are."""
+    ordered = sorted(verdict.categories.items(), key=lambda item: item[1].score, reverse=True)
+    flagged = [f"{name.partition(',')[0]} {decision.score:.2f}" for name, decision in ordered if decision.flagged]
+    if not verdict.flagged:
+        return []
+    return flagged[:_SHOWN] + ([f"{len(flagged) - _SHOWN} more"] if len(flagged) > _SHOWN else [])
 
 
 def converse(
     guard: Guard, *, system: str | None, block: bool, max_tokens: int, temperature: float, top_p: float, seed: int
 ) -> None:
     """A conversation on the terminal, until end of input. Text streams as it is generated; the verdicts follow."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     history: tuple[Message, ...] = (Message("system", system),) if system else ()
     interactive = console.is_terminal
     if interactive:
@@ -64,6 +69,8 @@ def converse(
             text = console.input("[bold]> [/bold]" if interactive else "")
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise InputError("the message is not UTF-8; allowed: text") from error
         if not text.strip():
             continue
         asked = Conversation((*history, Message("user", text)))

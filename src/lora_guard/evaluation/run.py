@@ -36,13 +36,15 @@ def evaluate_files(guard: Guard, paths: Sequence[Path], out: Path, *, resamples:
     Raises:
         ConfigError: two files of one name.
         DataError: a missing, empty or bad file.
+        ResourceError: ``out`` cannot be written.
     """
     names = [path.stem for path in paths]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise ConfigError(f"two files are called {sorted(repeated)[0]!r}; allowed: different names")
     examples = [read_file(path, guard.taxonomy) for path in paths]  # every file is checked before the first is scored
-    out.mkdir(parents=True, exist_ok=True)
+    with files.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"datasets": {}, "provenance": _provenance(guard, paths, resamples, seed)}
     curves = {}
     calibration = guard.spec.calibration
