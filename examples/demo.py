@@ -21,6 +21,6 @@ for prompt in PROMPTS:
     *pieces, end = guard.chat(Conversation.of(prompt), max_tokens=60)
     console.print("".join(map(str, pieces)), markup=False)
     rows.append((prompt, end.prompt_verdict))
-    rows.append((f"↳ {end.response}", end.response_verdict))
+    rows.append((f"↳ {' '.join(end.response.split())}", end.response_verdict))
 console.print()
 console.print(verdict_table(rows))

@@ -74,12 +74,7 @@ def new_folder(final: Path) -> Iterator[Path]:
         yield temporary
         with writing(final):
             temporary.chmod(0o777 & ~_umask())
-            replaced = Path(mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
-            if final.exists():
-                final.replace(replaced)
-            temporary.replace(final)
-            _sync(final.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _replace(final, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,6 +87,24 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise ResourceError(f"{path} cannot be written: {reason}") from error
+
+
+def _replace(final: Path, new: Path) -> None:
+    """Put ``new`` in the place of the folder ``final``; if that fails, the old one is there again."""
+    existed = final.exists()
+    old = Path(mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
+    try:
+        if existed:
+            final.replace(old)
+        new.replace(final)
+    except OSError:
+        if existed and not final.exists():
+            old.replace(final)
+        else:
+            old.rmdir()
+        raise
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
