@@ -21,25 +21,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_guard_folder(tmp_path_factory.mktemp("guard"))
 
 
-def run(*words: str, text: str | None = None) -> Any:
+def run(*words: str, text: str | bytes | None = None) -> Any:
     result = CliRunner().invoke(app, list(words), input=text)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
 
-def refusal(*words: str) -> str:
-    """The one line that a wrong call prints."""
-    result = run(*words)
+def refusal(*words: str, text: str | bytes | None = None) -> str:
+    """The one line that a wrong call prints, behind the progress of what went well."""
+    result = run(*words, text=text)
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return str(result.stderr)
+    *before, line = result.stderr.splitlines()
+    assert all(" rows, ETA " in shown for shown in before)
+    assert line.startswith("error: ")
+    return str(line)
 
 
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
     assert all(f"  {command} " in result.stdout for command in COMMANDS)
+    assert sorted(str(command.callback.__name__) for command in app.registered_commands if command.callback) == sorted(
+        COMMANDS
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Usage: lora-guard {command} " in result.stdout
+
+
+def test_help_of_a_command_loads_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from lora_guard.cli import app\n"
+        "assert CliRunner().invoke(app, ['moderate', '--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(app, ['--version']).exit_code == 0\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'sklearn', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 def test_one_verdict_is_one_line_of_json(folder: Path) -> None:
@@ -49,16 +73,33 @@ def test_one_verdict_is_one_line_of_json(folder: Path) -> None:
     assert result.stdout.count("\n") == 1
     verdict = json.loads(result.stdout)
     assert list(verdict) == ["flagged", "score", "threshold", "target", "categories"]
+    assert list(verdict["categories"]) == ["a", "b"]
+    assert all(list(decision) == ["flagged", "score", "threshold"] for decision in verdict["categories"].values())
     assert verdict["target"] == "response"
     assert json.loads(run(*words, "--target", "prompt").stdout)["target"] == "prompt"
-    expected = Guard.load(folder).moderate(Conversation.of("Hello", "Hi"))
-    assert verdict["score"] == pytest.approx(expected.score, abs=0.03)
 
 
-def test_a_verdict_for_people_is_a_table(folder: Path) -> None:
-    result = run("moderate", "--guard", str(folder), "--prompt", "Hello [bold]there[/bold]")
-    assert "flagged from" in result.stdout
-    assert "prompt" in result.stdout
+@pytest.mark.parametrize("response", [None, "", "Hi 🍞"])
+def test_a_text_has_the_same_verdict_in_python_on_the_command_line_and_in_a_file(
+    folder: Path, tmp_path: Path, response: str | None
+) -> None:
+    expected = Guard.load(folder).moderate(Conversation.of("Hello", response)).to_dict()
+    words = ["moderate", "--guard", str(folder)]
+    alone = run(*words, "--json", "--prompt", "Hello", *(["--response", response] if response is not None else []))
+    assert json.loads(alone.stdout) == expected
+    row = {"prompt": "Hello", "response": response}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    run(*words, "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"))
+    assert json.loads((tmp_path / "out.jsonl").read_text("utf-8")) == {**row, "verdict": expected}
+
+
+def test_a_verdict_for_people_is_a_table_with_the_text_as_it_is(folder: Path) -> None:
+    result = run("moderate", "--guard", str(folder), "--prompt", "[b]x[/b] :smile:", "--response", "")
+    assert result.exit_code == 0
+    assert "flagged from 0.500 on" in result.stdout
+    result = run("moderate", "--guard", str(folder), "--prompt", "[b]x[/b] :smile:")
+    assert "[b]x[/b]" in result.stdout
+    assert ":smile:" in result.stdout
 
 
 def test_rows_go_from_file_to_file_and_from_stdin_to_stdout(folder: Path, tmp_path: Path) -> None:
@@ -67,10 +108,14 @@ def test_rows_go_from_file_to_file_and_from_stdin_to_stdout(folder: Path, tmp_pa
     out = tmp_path / "out.jsonl"
     words = ["moderate", "--guard", str(folder), "--input"]
     assert run(*words, str(tmp_path / "in.jsonl"), "--output", str(out)).exit_code == 0
-    piped = run(*words, "-", text=rows)
-    assert piped.exit_code == 0
-    written = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert [json.loads(line) for line in piped.stdout.splitlines()] == written
+    piped = [
+        run(*words, "-", text=rows).stdout,
+        run(*words, str(tmp_path / "in.jsonl")).stdout,
+        run(*words, "-", "--output", str(tmp_path / "piped.jsonl"), text=rows).stdout
+        or (tmp_path / "piped.jsonl").read_text("utf-8"),
+    ]
+    assert piped == [out.read_text("utf-8")] * 3
+    assert [json.loads(line)["prompt"] for line in piped[0].splitlines()] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -78,16 +123,24 @@ def test_rows_go_from_file_to_file_and_from_stdin_to_stdout(folder: Path, tmp_pa
     [
         (["moderate"], "give either --prompt"),
         (["moderate", "--prompt", "a", "--input", "b"], "give either --prompt"),
+        (["moderate", "--response", "a"], "give either --prompt"),
+        (["moderate", "--input", "b", "--response", "a"], "--response goes with --prompt"),
+        (["moderate", "--prompt", "a", "--output", "b"], "--output goes with --input"),
         (["moderate", "--prompt", "a", "--target", "answer"], "target 'answer' is unknown"),
+        (["moderate", "--prompt", "a", "--target", "responses"], "did you mean 'response'? allowed: prompt, response"),
         (["moderate", "--prompt", "a", "--target", "response"], "needs a message of role 'assistant'"),
         (["moderate", "--prompt", "a", "--guard", "nobody/nothing"], "guard 'nobody/nothing' not found"),
+        (["moderate", "--prompt", "a", "--guard", "."], ". is not a guard: it has no guard.json"),
         (["moderate", "--input", "none.jsonl"], "input 'none.jsonl' not found"),
-        (
-            ["eval", "--data", "none.jsonl", "--out", "out", "--guard", "nobody/nothing"],
-            "guard 'nobody/nothing' not found",
-        ),
+        (["moderate", "--input", "."], "input '.' not found"),
+        (["eval", "--data", "none.jsonl", "--out", "out", "--guard", "nobody/nothing"], "guard 'nobody/nothing' not"),
+        (["chat", "--guard", "nobody/nothing"], "guard 'nobody/nothing' not found"),
         (["train", "out", "--config", "none.yaml"], "config none.yaml cannot be read"),
+        (["train", "out"], "field 'train' is missing"),
         (["train", "out", "--set", "train=[{path: a.jsonl}]", "--set", "epoch=3"], "did you mean 'epochs'"),
+        (["train", "out", "--set", "train=[{path: a.jsonl}]", "--set", "adapter=lorra"], "'adapter'"),
+        (["train", "out", "--set", "train=[{path: a.jsonl}]", "--set", "epochs"], "not of the form key=value"),
+        (["train", "out", "--set", "train=[{path: a.jsonl}]", "--split", "papers"], "field 'split' has value 'papers'"),
         (["train", "out", "--set", "train=[{path: a.jsonl}]", "--set", "base_model=no/such"], "base model 'no/such'"),
     ],
 )
@@ -98,12 +151,51 @@ def test_what_is_wrong_is_one_line(
     assert message in refusal(*words)
 
 
+def test_rows_that_cannot_be_read_or_written_are_one_line(folder: Path, tmp_path: Path) -> None:
+    words = ["moderate", "--guard", str(folder), "--input"]
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"prompt": "a"}\n', "utf-8")
+    bad.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
+    for output in ([], ["--output", str(tmp_path / "out.jsonl")]):
+        assert "bad.jsonl:2: not UTF-8 at byte 12" in refusal(*words, str(bad), *output)
+    assert "stdin:2: not UTF-8" in refusal(*words, "-", text=bad.read_bytes())
+    assert "input and output are the same file" in refusal(*words, str(good), "--output", str(good))
+    assert "cannot be written: Is a directory" in refusal(*words, str(good), "--output", str(tmp_path))
+    nowhere = str(tmp_path / "none" / "out.jsonl")
+    assert "cannot be written: No such file" in refusal(*words, "-", "--output", nowhere, text='{"prompt": "a"}\n')
+    bad.write_text('{"my\\nfield": 1}\n', "utf-8")
+    assert "bad.jsonl:1: row has my field; needed: prompt" in refusal(*words, str(bad))
+    assert good.read_text("utf-8") == '{"prompt": "a"}\n'
+
+
 def test_unreadable_or_empty_data_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{', "utf-8")
     out = str(tmp_path / "out")
-    for name, message in (("none.jsonl", "cannot be read"), ("empty.jsonl", "is empty")):
-        words = ["eval", "--guard", str(folder), "--out", out, "--data", str(tmp_path / name)]
-        assert message in refusal(*words)
+    for name, message in (
+        ("none.jsonl", "cannot be read"),
+        ("empty.jsonl", "is empty"),
+        ("bad.jsonl", "bad.jsonl:2: not JSON"),
+    ):
+        path = str(tmp_path / name)
+        assert message in refusal("eval", "--guard", str(folder), "--out", out, "--data", path)
+        base = f"base_model={folder.parent / 'base'}"
+        assert message in refusal("train", f"{out}-{name}", "--set", base, "--set", f"train=[{{path: {path}}}]")
+
+
+def test_an_evaluation_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "unsafe": true}\n{"prompt": "b", "unsafe": false}\n', "utf-8")
+    words = ["eval", "--guard", str(folder), "--data", str(rows), "--out", str(rows)]
+    assert "rows.jsonl cannot be written: File exists" in refusal(*words)
+
+
+def test_a_run_folder_that_cannot_be_made_or_is_in_use_is_one_line(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a"}\n', "utf-8")
+    train = ["--set", f"train=[{{path: {rows}}}]"]
+    assert "cannot be written: Not a directory" in refusal("train", str(rows / "run"), *train)
+    assert "is not empty; allowed: a new folder" in refusal("train", str(tmp_path), *train)
 
 
 def test_several_files_may_follow_data(folder: Path, tmp_path: Path) -> None:
@@ -119,10 +211,16 @@ def test_ctrl_c_is_one_line_and_its_own_exit_code(folder: Path, monkeypatch: pyt
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Guard, "moderate", interrupt)
-    result = run("moderate", "--guard", str(folder), "--prompt", "a")
-    assert result.exit_code == 130
-    assert result.stderr == "interrupted; what was written stays\n"
+    for method, words in (
+        ("moderate", ["moderate", "--prompt", "a"]),
+        ("load", ["moderate", "--prompt", "a"]),
+        ("chat", ["chat"]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Guard, method, interrupt)
+            result = run(*words, "--guard", str(folder), text="Hello\n")
+            assert result.exit_code == 130
+            assert result.stderr == "interrupted; what was written stays\n"
 
 
 def test_a_chat_answers_each_line_and_shows_its_verdicts(folder: Path) -> None:
@@ -132,11 +230,39 @@ def test_a_chat_answers_each_line_and_shows_its_verdicts(folder: Path) -> None:
     assert result.stdout.count("response: ") == 2
 
 
+def test_a_chat_remembers_what_was_said_and_its_system_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Conversation] = []
+    chat = Guard.chat
+
+    def record(guard: Guard, conversation: Conversation, **settings: Any) -> Any:
+        asked.append(conversation)
+        return chat(guard, conversation, **settings)
+
+    monkeypatch.setattr(Guard, "chat", record)
+    run("chat", "--guard", str(folder), "--max-tokens", "2", "--system", "Be kind.", text="Hello\nAnd now?\n")
+    first, second = asked
+    assert first == Conversation.of("Hello", system="Be kind.")
+    assert [message.role for message in second.messages] == ["system", "user", "assistant", "user"]
+    assert second.messages[:2] == first.messages
+
+
 def test_a_blocking_chat_says_what_it_withheld(tmp_path: Path) -> None:
     folder = tiny_guard_folder(tmp_path, threshold=0.0)
     result = run("chat", "--guard", str(folder), "--block", "--max-tokens", "4", text="Hello\n")
     assert "withheld: the prompt was flagged" in result.stdout
     assert "response: " not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "message"),
+    [
+        ([], b"\xff\n", "the message is not UTF-8"),
+        (["--top-p", "0"], "Hello\n", "top_p is 0.0; allowed"),
+        ([], "x" * 2000 + "\n", "allowed: the model's 512"),
+    ],
+)
+def test_a_chat_that_cannot_go_on_is_one_line(folder: Path, words: list[str], text: str | bytes, message: str) -> None:
+    assert message in refusal("chat", "--guard", str(folder), "--max-tokens", "2", *words, text=text)
 
 
 def test_the_doctor_checks_everything_and_fails_when_something_is_bad(folder: Path) -> None:
@@ -148,6 +274,7 @@ def test_the_doctor_checks_everything_and_fails_when_something_is_bad(folder: Pa
     assert bad.exit_code == 1
     assert "bad" in bad.stdout
     assert "-> train one, or name another with --guard" in bad.stdout
+    assert run("doctor", "--guard", "nobody/nothing", "--json").exit_code == 1
 
 
 def test_a_reader_that_leaves_early_sees_no_traceback(folder: Path, tmp_path: Path) -> None:

@@ -247,6 +247,12 @@ def test_fewer_processes_than_asked_for_are_refused(make_config: Callable[..., T
         train(make_config(processes=2), tmp_path / "run")
 
 
+def test_a_tracker_that_is_not_installed_is_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="log_with names 'nothing_like_it', unknown or not installed"):
+        train(make_config(log_with=["nothing_like_it"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_in_use_another_config_and_other_rows_are_refused(
     make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -43,6 +44,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
         ConfigError: the run folder is in use, its config differs, or the processes are not those asked for.
         DataError, ModelError, ResourceError: as their names say.
     """
+    _check_trackers(config)
     accelerator = Accelerator(mixed_precision="no", log_with=list(config.log_with) or None, project_dir=str(out))
     _check_processes(accelerator, config)
     folder = RunFolder.open(out, config, resume=resume, main=accelerator.is_main_process)
@@ -73,6 +75,14 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
     guard = finish_run(run)
     accelerator.end_training()
     return guard
+
+
+def _check_trackers(config: TrainConfig) -> None:
+    """Refuse trackers that are not there: accelerate would leave them out without a word."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in config.log_with:
+        if name not in available:
+            raise ConfigError(f"log_with names {name!r}, unknown or not installed; installed: {available or 'none'}")
 
 
 def _check_processes(accelerator: Accelerator, config: TrainConfig) -> None:

@@ -55,7 +55,8 @@ class RunFolder:
         elif main:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise ConfigError(f"{path} is not empty; allowed: a new folder, or --resume for a run begun there")
-            path.mkdir(parents=True, exist_ok=True)
+            with files.writing(path):
+                path.mkdir(parents=True, exist_ok=True)
             files.write_text(saved, config.to_yaml())
         return cls(path)
 
