@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lora_guard import Conversation, Guard
 from lora_guard.cli import app
+from lora_guard.terminal import printable
 
 COMMANDS = ["train", "eval", "moderate", "chat", "doctor"]
 
@@ -205,6 +206,10 @@ def test_several_files_may_follow_data(folder: Path, tmp_path: Path) -> None:
     words = ["eval", "--guard", str(folder), "--resamples", "10", "--data", *files, "--out", str(tmp_path / "out")]
     assert run(*words).exit_code == 0
     assert set(json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["datasets"]) == {"one", "two"}
+
+
+def test_nothing_a_model_says_controls_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\r\nc\td\u202e") == "a\ufffd[2Jb\ufffd\nc\td\ufffd"
 
 
 def test_ctrl_c_is_one_line_and_its_own_exit_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,6 +310,14 @@ def test_no_memory_for_a_pass_is_one_line(
         train(make_config(), tmp_path / "run")
 
 
+def test_a_mistake_found_before_the_first_step_leaves_the_folder_free(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        train(make_config(train=[{"path": str(tmp_path / "typo.jsonl")}]), tmp_path / "run")
+    train(make_config(epochs=1), tmp_path / "run")
+
+
 def test_nothing_left_to_train_on_is_one_line(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     rows = str(tmp_path / "rows.jsonl")
     with pytest.raises(DataError, match="no training row is left"):

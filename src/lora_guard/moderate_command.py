@@ -42,12 +42,14 @@ def moderate_many(load: Callable[[], Guard], source: str, output: str, target: s
             raise InputError(f"input and output are the same file {source!r}; allowed: two files")
         moderate_file(load(), path, Path(output), checked)
         return
+    if output != "-" and Path(output).exists():
+        raise InputError(f"output {output!r} exists, and what comes from stdin cannot be resumed; allowed: a new file")
     guard = load()
     rows = stream_rows(sys.stdin.buffer, "stdin") if source == "-" else read_rows(path)
     if output == "-":
         moderate_stream(guard, rows, sys.stdout, checked)
     else:
-        with files.writing(Path(output)), Path(output).open("w", encoding="utf-8") as written:
+        with files.writing(Path(output)), Path(output).open("x", encoding="utf-8") as written:
             moderate_stream(guard, rows, written, checked)
 
 

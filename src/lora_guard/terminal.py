@@ -31,8 +31,15 @@ def verdict_table(rows: Sequence[tuple[str, Verdict]]) -> Table:
     for label, verdict in rows:
         windows = f"\n{verdict.windows} windows" if verdict.windows > 1 else ""
         score = f"{verdict.score:.3f}{windows}"
-        table.add_row(escape(label), verdict.target, _flag(verdict), score, escape("\n".join(_categories(verdict))))
+        table.add_row(
+            escape(printable(label)), verdict.target, _flag(verdict), score, escape("\n".join(_categories(verdict)))
+        )
     return table
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which could move a terminal's cursor or rewrite what it shows."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def verdict_line(verdict: Verdict) -> str:
@@ -95,5 +102,5 @@ def answer(console: Console, guard: Guard, conversation: Conversation, **setting
                 if verdict is not None:
                     console.print(verdict_line(verdict))
             return item
-        console.print(item, end="", markup=False)
+        console.print(printable(item), end="", markup=False)
     raise AssertionError("a chat ends with a ChatEnd")

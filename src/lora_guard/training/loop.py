@@ -126,7 +126,7 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) ->
         weight_decay=config.weight_decay,
     )
     if accelerator.is_main_process:
-        folder.write_setup(rows, parameter_counts(model))
+        folder.write_setup(config, rows, parameter_counts(model))
     sizes = {"training rows": len(rows.train.ids), "validation rows": len(rows.validation.ids), **rows.summary}
     accelerator.print(", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sizes.items() if count))
     wrapped, optimizer = accelerator.prepare(model, optimizer)

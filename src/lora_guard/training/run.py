@@ -57,11 +57,12 @@ class RunFolder:
                 raise ConfigError(f"{path} is not empty; allowed: a new folder, or --resume for a run begun there")
             with files.writing(path):
                 path.mkdir(parents=True, exist_ok=True)
-            files.write_text(saved, config.to_yaml())
         return cls(path)
 
-    def write_setup(self, rows: RunRows, counts: dict[str, int]) -> None:
-        """Write what is known before the first step."""
+    def write_setup(self, config: TrainConfig, rows: RunRows, counts: dict[str, int]) -> None:
+        """Write what is known before the first step; until then a mistaken call leaves the folder empty."""
+        if not (self.path / "config.yaml").is_file():
+            files.write_text(self.path / "config.yaml", config.to_yaml())
         files.write_json(self.path / "parameters.json", counts)
         files.write_json(self.path / "splits.json", {**rows.splits, "used": rows.used, "counts": rows.summary})
 
