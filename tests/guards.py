@@ -25,10 +25,15 @@ def tiny_guard_folder(
     """A guard folder below ``path``; its base, saved beside it, is named in guard.json by its absolute path."""
     base_folder = tiny_folder(path / "base", architecture)
     base = base_model.load(str(base_folder))
+    renderer = base_model.renderer(base)
+    invocation = renderer.guard_turn if adapter_kind == "alora" else renderer.end_of_turn
+    ids = renderer.template_ids(invocation)
     torch.manual_seed(0)
-    if adapter_kind == "lora":
+    if adapter_kind != "none":
         modules = ["qkv_proj"] if architecture == "phi3" else ["q_proj", "v_proj"]
-        adapter.attach(base.model, adapter.LoraShape(4, 8, 0.0, modules), base_name=base.name)
+        adapter.attach(
+            base.model, adapter.LoraShape(4, 8, 0.0, modules, invocation=ids if adapter_kind == "alora" else None)
+        )
         with torch.no_grad():
             for name, parameter in base.model.named_parameters():
                 if ".lora_B." in name:
@@ -41,11 +46,11 @@ def tiny_guard_folder(
         adapter=adapter_kind,  # type: ignore[arg-type]
         base=BaseReference(name=str(base_folder), revision=None, fingerprint=base.fingerprint, hidden_size=hidden),
         taxonomy=Taxonomy("tiny", tuple(categories)).to_dict(),
-        invocation=base_model.renderer(base).end_of_turn,
+        invocation=invocation,
         max_length=max_length,
         heads=HeadsShape(bias=True, harmful=True),
         calibration=Calibration(harmful=Calibrator(threshold=threshold), categories=calibrators),
     )
     folder = path / "guard"
-    guard.save(GuardModel(base.model, heads), spec, folder, card="# tiny\n")
+    guard.save(GuardModel(base.model, heads, kind=spec.adapter, invocation=ids), spec, folder, card="# tiny\n")
     return folder

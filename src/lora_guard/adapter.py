@@ -1,14 +1,25 @@
-"""Low-rank adapters on a frozen chat model, stored in PEFT's format; the only module that imports peft."""
+"""Low-rank adapters on a frozen chat model, kept in PEFT's file format and switched by one flag.
 
+::
+
+    x ──► W (frozen, untouched) ─────────────► + ──► y
+     └──► dropout ──► A (r × in) ──► B (out × r) · alpha / r ─┘     while the switch is on
+
+A forward hook adds the second way to the model's own linear layers, which keep their weights and their names. PEFT's
+layers do the same at a price that a check of a few tokens feels: docs/decisions/0004-own-low-rank-layers.md.
+"""
+
+import json
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,7 +33,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 class LoraShape:
     """What a LoRA adapter looks like; the paper's values are r 8, alpha 16, dropout 0.05 on ``q_proj`` and ``v_proj``.
 
-    ``layers`` are the decoder layers that get one, all of them when None.
+    ``layers`` are the decoder layers that get one, all of them when None. ``invocation`` are the token ids that switch an
+    activated adapter on (aLoRA, arXiv 2504.12397): what comes before them is read by the base model alone. None for an
+    adapter that reads everything.
     """
 
     r: int
@@ -30,45 +43,55 @@ class LoraShape:
     dropout: float
     target_modules: Sequence[str]
     layers: Sequence[int] | None = None
+    invocation: Sequence[int] | None = None
 
 
-def attach(model: PreTrainedModel, shape: LoraShape, *, base_name: str) -> None:
-    """Put a fresh, switched-on adapter into the model's layers: A Kaiming-uniform, B zero, no bias, in fp32.
+def attach(model: PreTrainedModel, shape: LoraShape) -> None:
+    """Put a fresh, switched-on adapter on the model's layers: A Kaiming-uniform, B zero, no bias, in fp32.
 
     Raises:
-        ConfigError: a target module or layer that the model does not have.
+        ConfigError: a target module or layer that the model does not have, or an adapter that is there already.
     """
+    if _adapter(model) is not None:
+        raise ConfigError("the model has an adapter already; allowed: one")
     _check_shape(model, shape)
-    config = LoraConfig(
-        r=shape.r,
-        lora_alpha=shape.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int, its arithmetic takes any number
-        lora_dropout=shape.dropout,
-        target_modules=list(shape.target_modules),
-        layers_to_transform=None if shape.layers is None else list(shape.layers),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
-    )
-    _inject(model, config)
+    layers = {name: module for name, module in model.named_modules() if _is_target(name, module, shape)}
+    attached = _Adapter(shape, list(layers.values()))
+    for linear in attached.layers:
+        device = linear.weight.device
+        linear.lora_A = nn.Linear(linear.in_features, shape.r, bias=False, device=device, dtype=torch.float32)
+        linear.lora_B = nn.Linear(shape.r, linear.out_features, bias=False, device=device, dtype=torch.float32)
+        nn.init.kaiming_uniform_(linear.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(linear.lora_B.weight)
+        linear.train(model.training)
+        linear.register_forward_hook(attached.add)
+    setattr(model, _ATTRIBUTE, attached)
 
 
-def attach_saved(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor]) -> None:
-    """Put a saved adapter into the model's layers, in fp32.
+def attach_saved(
+    model: PreTrainedModel, folder: Path, weights: dict[str, Tensor], invocation: Sequence[int] | None = None
+) -> None:
+    """Put a saved adapter on the model's layers, in fp32.
 
     Args:
         model: the chat model it was trained for.
         folder: holds ``adapter_config.json``.
         weights: the tensors of ``adapter_model.safetensors``.
+        invocation: the token ids that the config must name, None for a plain adapter.
 
     Raises:
         ArtifactError: the config cannot be read, or keys or shapes differ from what the model and config ask for.
     """
+    shape = _read_config(folder / CONFIG_FILE)
+    if shape.invocation != invocation:
+        raise ArtifactError(
+            f"{folder / CONFIG_FILE}: alora_invocation_tokens is {shape.invocation}; allowed: {invocation}, the guard's "
+            "invocation in this base model's tokens"
+        )
     try:
-        config = LoraConfig.from_pretrained(str(folder))
-        config.inference_mode = False
-        _inject(model, config)
-    except (OSError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder / CONFIG_FILE}: {' '.join(str(error).split())}") from error
+        attach(model, shape)
+    except ConfigError as error:
+        raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from error
     expected = _parameters(model)
     check_tensors(weights, {name: p.shape for name, p in expected.items()}, folder / WEIGHTS_FILE)
     with torch.no_grad():
@@ -76,10 +99,24 @@ def attach_saved(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor
             parameter.copy_(weights[name])
 
 
-def config_dict(model: PreTrainedModel) -> dict[str, Any]:
-    """The contents of PEFT's ``adapter_config.json``."""
-    config = cast(LoraConfig, model.peft_config[_ADAPTER])
-    values = {**config.to_dict(), "inference_mode": True}  # type: ignore[no-untyped-call]
+def config_dict(model: PreTrainedModel, base_name: str) -> dict[str, Any]:
+    """The contents of PEFT's ``adapter_config.json``, as PEFT itself writes it."""
+    from peft import LoraConfig
+
+    shape = cast(_Adapter, _adapter(model)).shape
+    config = LoraConfig(
+        r=shape.r,
+        lora_alpha=shape.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int, its arithmetic takes any number
+        lora_dropout=shape.dropout,
+        target_modules=list(shape.target_modules),
+        layers_to_transform=None if shape.layers is None else list(shape.layers),
+        alora_invocation_tokens=None if shape.invocation is None else list(shape.invocation),
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+        inference_mode=True,
+    )
+    values = config.to_dict()  # type: ignore[no-untyped-call]
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
 
@@ -94,13 +131,15 @@ def switched(model: nn.Module, on: bool) -> Iterator[None]:
 
     The switch is state of the shared modules, not of a thread: callers hold the engine's lock.
     """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    before = [not layer.disable_adapters for layer in layers]
-    _switch(layers, [on] * len(layers))
+    attached = _adapter(model)
+    if attached is None:
+        yield
+        return
+    before, attached.on = attached.on, on
     try:
         yield
     finally:
-        _switch(layers, before)
+        attached.on = before
 
 
 def check_tensors(tensors: dict[str, Tensor], expected: dict[str, torch.Size], path: Path) -> None:
@@ -125,35 +164,94 @@ def check_tensors(tensors: dict[str, Tensor], expected: dict[str, torch.Size], p
             raise ArtifactError(f"{path}: {name!r} holds NaN or infinite values; allowed: finite ones")
 
 
-# PEFT's own default; under this name its files lie in the folder itself.
-_ADAPTER = "default"
+_ATTRIBUTE = "lora_guard_adapter"
 _FILE_PREFIX = "base_model.model."
+_LAYER_INDEX = re.compile(r"\.(\d+)\.")
 
 
-def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
-    inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-    model.train(model.training)  # new modules start in training mode, with dropout on
-    for parameter in _parameters(model).values():
-        parameter.data = parameter.data.float()
+class _Adapter:
+    """The switch that all layers of an adapter share, and what the hook on each of them does."""
+
+    def __init__(self, shape: LoraShape, layers: list[Any]) -> None:
+        self.shape = shape
+        self.layers = layers
+        self.on = True
+        self._scale = shape.alpha / shape.r
+
+    def add(self, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """The forward hook: the base layer's output and the adapter's, or the base layer's alone."""
+        if not self.on:
+            return None
+        down, up = linear.lora_A, linear.lora_B
+        x = inputs[0].to(down.weight.dtype)
+        if self.shape.dropout and down.training:
+            x = nn.functional.dropout(x, self.shape.dropout)
+        added = nn.functional.linear(nn.functional.linear(x, down.weight), up.weight)
+        return torch.add(output, added.to(output.dtype), alpha=self._scale)
+
+
+class _Config(BaseModel):
+    """What we read of ``adapter_config.json``; what PEFT adds and we do not have must be absent or off."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str]
+    layers_to_transform: list[int] | None = None
+    alora_invocation_tokens: list[int] | None = None
+    bias: Literal["none"] = "none"
+    fan_in_fan_out: Literal[False] | None = None
+    use_rslora: Literal[False] | None = None
+    use_dora: Literal[False] | None = None
+    lora_bias: Literal[False] | None = None
+    rank_pattern: dict[str, int] | None = Field(default=None, max_length=0)
+    alpha_pattern: dict[str, int] | None = Field(default=None, max_length=0)
+    modules_to_save: list[str] | None = Field(default=None, max_length=0)
+
+
+def _read_config(path: Path) -> LoraShape:
+    try:
+        config = _Config.model_validate(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            problem = error.errors()[0]
+            raise ArtifactError(f"{path}: field {'.'.join(map(str, problem['loc']))!r}: {problem['msg']}") from error
+        raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from error
+    return LoraShape(
+        r=config.r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=config.target_modules,
+        layers=config.layers_to_transform,
+        invocation=config.alora_invocation_tokens,
+    )
+
+
+def _adapter(model: nn.Module) -> _Adapter | None:
+    return cast(_Adapter | None, getattr(model, _ATTRIBUTE, None))
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    infix = f".{_ADAPTER}."
     return {
-        _FILE_PREFIX + name.replace(infix, "."): parameter
+        _FILE_PREFIX + name: parameter
         for name, parameter in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
+        if name.endswith((".lora_A.weight", ".lora_B.weight"))
     }
 
 
-def _switch(layers: Sequence[BaseTunerLayer], states: Sequence[bool]) -> None:
-    for layer, on in zip(layers, states, strict=True):
-        if layer.disable_adapters == on:
-            layer.enable_adapters(on)
+def _is_target(name: str, module: nn.Module, shape: LoraShape) -> bool:
+    if not isinstance(module, nn.Linear) or name.rpartition(".")[2] not in shape.target_modules:
+        return False
+    index = _LAYER_INDEX.search(name)
+    return shape.layers is None or (index is not None and int(index[1]) in shape.layers)
 
 
 def _check_shape(model: PreTrainedModel, shape: LoraShape) -> None:
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    linear = {name.rpartition(".")[2] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     for module in shape.target_modules:
         if module not in linear:
             raise ConfigError(f"target_modules: the base model has no {module!r}; {allowed(module, sorted(linear))}")

@@ -56,7 +56,7 @@ class GuardSpec(_Strict):
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str
-    adapter: Literal["lora", "none"]
+    adapter: Literal["lora", "alora", "none"]
     base: BaseReference
     taxonomy: dict[str, Any]
     render_version: int = RENDER_VERSION
@@ -129,7 +129,7 @@ def read(folder: Path) -> Artifact:
         ArtifactError: what is missing, corrupted or of another version.
     """
     spec = read_spec(folder)
-    names = {HEADS_FILE} | ({adapter.CONFIG_FILE, adapter.WEIGHTS_FILE} if spec.adapter == "lora" else set())
+    names = {HEADS_FILE} | ({adapter.CONFIG_FILE, adapter.WEIGHTS_FILE} if spec.adapter != "none" else set())
     if set(spec.files) != names:
         raise ArtifactError(f"{folder / SPEC_FILE}: 'files' lists {sorted(spec.files)}; allowed: {sorted(names)}")
     contents = {name: _read_checked(folder / name, spec.files[name]) for name in sorted(names)}

@@ -46,8 +46,12 @@ class TrainConfig(_Strict):
     """``default``, a hub id, a local folder or a .gguf file."""
     revision: str | None = None
     """The hub revision of the base model."""
-    adapter: Literal["lora", "none"] = "lora"
-    """``lora``: low-rank adapters; ``none``: heads on the frozen features, the paper's ablation."""
+    adapter: Literal["lora", "alora", "none"] = "lora"
+    """``lora``: low-rank adapters that read the whole text, as in the paper; ``alora``: adapters that read only the
+    invocation behind it, over the chat's own keys and values; ``none``: heads on the frozen features, the ablation."""
+    invocation: str | None = None
+    """Template text that ends every judged text. By default the end of a turn; with ``alora``, the marker of a turn of
+    role ``guard`` too."""
     lora_r: int = Field(8, ge=1)
     lora_alpha: float = Field(16.0, gt=0)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
@@ -93,6 +97,10 @@ class TrainConfig(_Strict):
     """Upper bound of negatives/positives; none when null."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``bf16``: autocast over fp32 adapters; ``auto``: bf16 where the device computes it natively."""
+
+    prefix_cache: float = Field(16.0, ge=0)
+    """With ``alora`` and several epochs: gigabytes on the disk for keys and values of the frozen part of the training
+    texts, which are then computed once; 0 for none. What does not fit is computed anew in each epoch."""
 
     # The run
     seed: int = 0

@@ -224,9 +224,11 @@ def build(base: base_model.BaseModel, saved: Artifact) -> GuardModel:
     expected = {name: tensor.shape for name, tensor in heads.state_dict().items()}
     adapter.check_tensors(saved.heads, expected, saved.folder / artifact.HEADS_FILE)
     heads.load_state_dict(saved.heads)
-    if spec.adapter == "lora":
-        adapter.attach_saved(base.model, saved.folder, saved.adapter)
-    return GuardModel(base.model, heads).eval().requires_grad_(False)
+    invocation = base_model.renderer(base).template_ids(spec.invocation)
+    if spec.adapter != "none":
+        adapter.attach_saved(base.model, saved.folder, saved.adapter, invocation if spec.adapter == "alora" else None)
+    model = GuardModel(base.model, heads, kind=spec.adapter, invocation=invocation)
+    return model.eval().requires_grad_(False)
 
 
 def save(model: GuardModel, spec: GuardSpec, folder: Path, *, card: str, licence: str | None = None) -> None:
@@ -235,7 +237,9 @@ def save(model: GuardModel, spec: GuardSpec, folder: Path, *, card: str, licence
     Raises:
         ResourceError: no disk space.
     """
-    config: dict[str, Any] | None = adapter.config_dict(model.base) if spec.adapter == "lora" else None
+    config: dict[str, Any] | None = None
+    if spec.adapter != "none":
+        config = adapter.config_dict(model.base, spec.base.name)
     artifact.write(
         folder,
         spec,

@@ -1,45 +1,127 @@
 """The guard path of training and bulk scoring: token ids and mask -> features of the last token -> logits."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lora_guard import adapter
+from lora_guard.attention import over_prefixes
 from lora_guard.errors import out_of_memory
 from lora_guard.heads import GuardHeads
+from lora_guard.kv_cache import KVCache, Prefix
+
+AdapterKind = Literal["lora", "alora", "none"]
 
 
 class GuardModel(nn.Module):
     """A frozen chat model, whatever adapter is attached to it, and the heads.
 
     Args:
-        base: the chat model; an adapter lives inside its layers.
+        base: the chat model; an adapter lives on its layers.
         heads: maps its features to logits.
+        kind: ``lora``: the adapter reads everything; ``alora``: it reads the invocation, behind a conversation whose keys
+            and values are the base model's own; ``none``: there is no adapter.
+        invocation: token ids that end every judged row.
     """
 
-    def __init__(self, base: PreTrainedModel, heads: GuardHeads) -> None:
+    def __init__(
+        self, base: PreTrainedModel, heads: GuardHeads, *, kind: AdapterKind = "lora", invocation: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.base = base
         self.heads = heads
+        self.kind = kind
+        self.invocation = list(invocation)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits ``[rows, 1 + K]`` of token ids ``[rows, tokens]``; the mask is 1 on text and 0 on padding."""
-        return cast(Tensor, self.heads(self.features(input_ids, attention_mask)))
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        opening: Prefix | None = None,
+        prefixes: Sequence[Prefix] = (),
+    ) -> Tensor:
+        """Logits ``[rows, 1 + K]`` of whole rows (see :meth:`features`), or of an invocation behind prefixes
+        (see :meth:`features_behind`)."""
+        if prefixes:
+            return cast(Tensor, self.heads(self.features_behind(input_ids, prefixes)))
+        return cast(Tensor, self.heads(self.features(input_ids, attention_mask, opening)))
 
-    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, opening: Prefix | None = None
+    ) -> Tensor:
         """The decoder's last hidden state ``[rows, hidden]`` at each row's last attended token.
 
         The LM head is not run. The last token is found by the mask: pad may equal eos, and eos may stand in the text.
+
+        Args:
+            input_ids: ``[rows, tokens]``.
+            attention_mask: ``[rows, tokens]``, 1 on text and 0 on padding behind it; all text when None.
+            opening: one row that stands before each of them.
         """
-        decoder: nn.Module = self.base.get_decoder()  # type: ignore[no-untyped-call]
-        hidden = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        last = (attention_mask * positions).argmax(dim=1)
-        return cast(Tensor, hidden[torch.arange(len(last), device=last.device), last])
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden, _ = self._decode(input_ids, mask, opening, keep=False)
+        last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+        return hidden[torch.arange(len(last), device=last.device), last]
+
+    def features_behind(self, input_ids: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
+        """The decoder's last hidden state ``[rows, hidden]`` of tokens behind prefixes that nothing of it changes.
+
+        Args:
+            input_ids: ``[rows, tokens]``, the invocation of each row.
+            prefixes: one for all rows, or one of a single row for each.
+        """
+        starts = torch.cat([prefix.positions for prefix in prefixes])
+        positions = starts[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
+        with over_prefixes(self.base):
+            hidden = self._decoder(input_ids=input_ids, position_ids=positions, use_cache=False, prefixes=prefixes)[0]
+        return cast(Tensor, hidden[:, -1])
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, attention_mask: Tensor, opening: Prefix | None = None) -> Prefix:
+        """Keys and values of conversations as the guard reads them: with a ``lora`` adapter, else the frozen base's own.
+
+        Args:
+            input_ids: ``[rows, tokens]``.
+            attention_mask: ``[rows, tokens]``, 1 on text and 0 on padding behind it.
+            opening: one row that stands before each of them; the result holds it too.
+        """
+        training = self.base.training
+        self.base.train(False)
+        try:
+            with adapter.switched(self.base, on=self.kind == "lora"):
+                _, cache = self._decode(input_ids, attention_mask, opening, keep=True)
+        finally:
+            self.base.train(training)
+        before = 0 if opening is None else opening.tokens
+        return cast(KVCache, cache).prefix(lengths=before + attention_mask.sum(1))
+
+    def extend(self, input_ids: Tensor, cache: KVCache) -> None:
+        """Append ``[rows, tokens]`` to a cache, read as the adapter's switch stands."""
+        self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=True)
+
+    def _decode(
+        self, input_ids: Tensor, mask: Tensor, opening: Prefix | None, *, keep: bool
+    ) -> tuple[Tensor, KVCache | None]:
+        """Hidden states ``[rows, tokens, hidden]`` of right-padded rows, and the cache if there is need of one."""
+        rows, cache = len(input_ids), None
+        if opening is not None:
+            cache = KVCache.behind(opening, rows, self.base.config)
+            mask = torch.cat([mask.new_ones(rows, opening.tokens), mask], dim=1)
+        elif keep:
+            cache = KVCache(self.base.config)
+        output = self._decoder(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=keep)
+        return cast(Tensor, output[0]), cache
+
+    @property
+    def _decoder(self) -> Any:
+        return self.base.get_decoder()  # type: ignore[no-untyped-call]
 
     @property
     def outputs(self) -> int:
@@ -82,9 +164,10 @@ def batched_logits(
     tokens_per_batch: int,
     done: Callable[[int], None] = lambda rows: None,
 ) -> Tensor:
-    """The one scoring path: logits ``[rows, 1 + K]`` of token id rows, in their order.
+    """The one scoring path: logits ``[rows, 1 + K]`` of token id rows that end with the invocation, in their order.
 
-    Rows are sorted by length and padded only to the longest of their batch.
+    What all rows begin with, such as a system message, is computed once. Rows are sorted by length and padded only to
+    the longest of their batch.
 
     Args:
         model: in evaluation mode, its adapter switched on.
@@ -100,16 +183,40 @@ def batched_logits(
     device = model.heads.weight.device
     logits = torch.empty(len(rows), model.outputs)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
+    with out_of_memory("what all rows begin with"), autocast(device, precision):
+        shared, opening = _opening(model, rows)
     start = 0
     while start < len(order):
-        width = len(rows[order[start]])
+        width = len(rows[order[start]]) - shared
         batch = order[start : start + max(1, tokens_per_batch // width)]
-        ids, mask = pad([rows[index] for index in batch], pad_id)
         with out_of_memory(f"a batch of {len(batch)} rows of {width} tokens"), autocast(device, precision):
-            logits[batch] = model(ids.to(device), mask.to(device)).cpu()
+            logits[batch] = _logits(model, [rows[index][shared:] for index in batch], pad_id, opening).cpu()
         start += len(batch)
         done(len(batch))
     return logits
+
+
+def _opening(model: GuardModel, rows: Sequence[Sequence[int]]) -> tuple[int, Prefix | None]:
+    """How many tokens all rows begin with, leaving each something of its own, and the guard path's keys and values."""
+    least = 1 + (len(model.invocation) if model.kind == "alora" else 0)
+    if len(rows) < 2:
+        return 0, None
+    shared = min(len(os.path.commonprefix([list(row) for row in rows])), min(map(len, rows)) - least)
+    if shared <= 0:
+        return 0, None
+    ids = torch.tensor([rows[0][:shared]], device=model.heads.weight.device)
+    return shared, model.read(ids, torch.ones_like(ids))
+
+
+def _logits(model: GuardModel, rows: Sequence[Sequence[int]], pad_id: int, opening: Prefix | None) -> Tensor:
+    device = model.heads.weight.device
+    if model.kind != "alora":
+        ids, mask = (tensor.to(device) for tensor in pad(rows, pad_id))
+        return cast(Tensor, model(ids, mask, opening=opening))
+    end = len(model.invocation)
+    ids, mask = (tensor.to(device) for tensor in pad([row[:-end] for row in rows], pad_id))
+    invocations = torch.tensor([row[-end:] for row in rows], device=device)
+    return cast(Tensor, model(invocations, prefixes=[model.read(ids, mask, opening)]))
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -182,6 +182,24 @@ class Renderer:
         after = self.segments(exchange)[-1]
         return (after.text.rstrip() if after.is_control else "") or "\n"
 
+    @cached_property
+    def guard_turn(self) -> str:
+        """The text between an assistant's message and a turn of role ``guard`` that follows it.
+
+        Where the template refuses that role or does not show it: the text that begins the next user's turn.
+        """
+        exchange = [{"role": "user", "content": ""}, {"role": "assistant", "content": _mark(0)}]
+        for role in ("guard", "user"):
+            messages = [*exchange, {"role": role, "content": _mark(1)}]
+            try:
+                text = self._template.render(messages=messages, add_generation_prompt=False, **self._variables)
+            except TemplateError:
+                continue
+            marks = list(_MARK.finditer(text))
+            if [int(mark[2]) for mark in marks] == [0, 1]:
+                return text[marks[0].end() : marks[1].start()]
+        raise ModelError("the chat template shows no turn behind an answer; allowed: a guard with its own 'invocation'")
+
     def template_ids(self, text: str) -> list[int]:
         """Ids of template text, control tokens parsed."""
         if text not in self._template_ids:

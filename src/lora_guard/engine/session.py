@@ -77,6 +77,17 @@ class Engine(Protocol):
         """A new, empty conversation; ``seed`` drives its sampling."""
         ...
 
+    def judge(self, requests: Sequence[tuple[Session, Target, int | None]]) -> list[GuardLogits]:
+        """Guard path: :meth:`Session.judge` for several sessions, or several positions of them, in one pass.
+
+        Args:
+            requests: session, target and position of each judgement; None is the session's present position.
+
+        Raises:
+            InputError: a position outside its conversation.
+        """
+        ...
+
     def decoder(self) -> Callable[[int], str]:
         """A streaming detokenizer: call it with each new token id; it returns the text that became complete."""
         ...

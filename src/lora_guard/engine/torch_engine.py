@@ -1,18 +1,20 @@
 """The torch engine: generation and guard path of one transformers model, one copy of the weights."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import DynamicCache
 
 from lora_guard import adapter
 from lora_guard.base_model import BaseModel, renderer
 from lora_guard.conversation import Conversation, Target
+from lora_guard.engine.session import Session
 from lora_guard.errors import InputError, out_of_memory
+from lora_guard.kv_cache import KVCache, Prefix
 from lora_guard.model import GuardModel, batched_logits
 from lora_guard.render import Renderer
 from lora_guard.verdict import GuardLogits
@@ -98,31 +100,54 @@ class TorchEngine:
                 done=done,
             )
 
-    def next_logits(self, token_ids: Sequence[int], cache: DynamicCache) -> Tensor:
+    def next_logits(self, token_ids: Sequence[int], cache: KVCache) -> Tensor:
         """Generation path, adapter off: extend the cache by the ids; the logits ``[vocabulary]`` behind the last."""
-        device = self.model.heads.weight.device
-        with (
-            self._lock,
-            adapter.switched(self.model.base, on=False),
-            torch.inference_mode(),
-            out_of_memory(f"{len(token_ids)} tokens behind {cache.get_seq_length()}"),
-        ):
-            ids = torch.tensor([list(token_ids)], device=device)
+        with self._pass(adapter_on=False, what=f"{len(token_ids)} tokens behind {cache.get_seq_length()}"):
+            ids = torch.tensor([list(token_ids)], device=self.device)
             output = self.model.base(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             return cast(Tensor, output.logits[0, -1])
 
-    def judged_logits(self, prefix: Sequence[int]) -> GuardLogits:
-        """Guard path on a held prefix: a complete second pass over it and the invocation."""
-        rows = [[*prefix, *self.renderer.template_ids(self._invocation)]]
-        return GuardLogits.highest(self.guard_logits(rows).tolist())
+    def judge(self, requests: Sequence[tuple[Session, Target, int | None]]) -> list[GuardLogits]:
+        """Guard path: judge held conversations in one pass (see :class:`lora_guard.engine.session.Engine`)."""
+        prefixes = [cast(TorchSession, session).judged_prefix(target, at) for session, target, at in requests]
+        with self._pass(adapter_on=True, what=f"a judgement of {len(prefixes)} conversations"):
+            ids = torch.tensor([self.model.invocation] * len(prefixes), device=self.device)
+            logits = self.model(ids, prefixes=prefixes)
+            return [GuardLogits.highest([row]) for row in logits.tolist()]
+
+    def extend_judged(self, token_ids: Sequence[int], cache: KVCache) -> None:
+        """Guard path: extend a cache of its own by the ids, adapter on."""
+        with self._pass(adapter_on=True, what=f"{len(token_ids)} judged tokens behind {cache.get_seq_length()}"):
+            self.model.extend(torch.tensor([list(token_ids)], device=self.device), cache)
+
+    @property
+    def device(self) -> torch.device:
+        """Where both paths run."""
+        return self.model.heads.weight.device
+
+    @contextmanager
+    def _pass(self, *, adapter_on: bool, what: str) -> Iterator[None]:
+        """Hold the lock for a forward pass on one of the paths."""
+        with (
+            self._lock,
+            adapter.switched(self.model.base, on=adapter_on),
+            torch.inference_mode(),
+            out_of_memory(what),
+        ):
+            yield
 
 
 class TorchSession:
-    """A conversation on the torch engine (see :class:`lora_guard.engine.session.Session`)."""
+    """A conversation on the torch engine (see :class:`lora_guard.engine.session.Session`).
+
+    An activated adapter reads the chat's own keys and values. A plain one has other keys and values for every token, and
+    so a second cache, which grows by what was said since the last judgement.
+    """
 
     def __init__(self, engine: TorchEngine, seed: int) -> None:
         self._engine = engine
-        self._cache = DynamicCache(config=engine.model.base.config)
+        self._cache = KVCache(engine.model.base.config)
+        self._judged = KVCache(engine.model.base.config) if engine.model.kind == "lora" else self._cache
         self._ids: list[int] = []
         self._logits: Tensor | None = None  # behind the last cached token; None while there is none
         self._generator = torch.Generator().manual_seed(seed)
@@ -171,10 +196,23 @@ class TorchSession:
 
     def judge(self, target: Target, at: int | None = None) -> GuardLogits:
         """Guard path: judge the conversation's first ``at`` tokens; the target is told by the turn they end in."""
+        return self._engine.judge([(self, target, at)])[0]
+
+    def judged_prefix(self, target: Target, at: int | None = None) -> Prefix:
+        """What a judgement at ``at`` reads: views of a cache, valid until the session goes on.
+
+        Raises:
+            InputError: ``at`` outside 1 … ``position``.
+        """
         at = self.position if at is None else at
         if not 1 <= at <= self.position:
             raise InputError(f"{target} cannot be judged at position {at}; allowed: 1 to {self.position}")
-        return self._engine.judged_logits(self._ids[:at])
+        held = self._judged.get_seq_length()
+        if held < at and self._judged is self._cache:
+            _ = self.logits  # the generation path reads the pending token now instead of at the next sample
+        elif held < at:
+            self._engine.extend_judged(self._ids[held:at], self._judged)
+        return self._judged.prefix(at)
 
     def rewind(self, position: int) -> None:
         """Forget the tokens behind ``position``."""
@@ -182,9 +220,10 @@ class TorchSession:
             raise InputError(f"cannot rewind to position {position}; allowed: 0 to {self.position}")
         del self._ids[position:]
         if self._cache.get_seq_length() > position:
-            # Not every cache layer can be cut (sliding windows): the next step computes the kept tokens again.
-            self._cache = DynamicCache(config=self._engine.model.base.config)
+            # The logits behind the new last token are gone, so that token is read again.
+            self._cache.truncate(max(0, position - 1))
             self._logits = None
+        self._judged.truncate(position)
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -16,14 +17,15 @@ from torch import Tensor
 
 from lora_guard import adapter, base_model
 from lora_guard.config import TrainConfig
-from lora_guard.data.batch import collate, micro_batches, plan_epoch
+from lora_guard.data.batch import micro_batches, plan_epoch
 from lora_guard.errors import ConfigError, out_of_memory
 from lora_guard.heads import GuardHeads
-from lora_guard.model import GuardModel, autocast, parameter_counts
+from lora_guard.model import GuardModel, autocast, pad, parameter_counts
 from lora_guard.progress import progress
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.training.finish import finish_epoch, finish_run
 from lora_guard.training.loss import label_counts, loss_terms, pos_weights
+from lora_guard.training.prefix_cache import PrefixCache
 from lora_guard.training.rows import RunRows, prepare
 from lora_guard.training.run import Run, RunFolder
 from lora_guard.training.state import load_state, save_state
@@ -59,6 +61,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
     accelerator.wait_for_everyone()
     for epoch, plan in enumerate(plans):
         begin = ends[epoch] - len(plan)
+        if run.prefixes is not None:
+            run.prefixes.refresh()
         done, shown = max(0, step - begin), accelerator.is_main_process
         with progress(f"epoch {epoch + 1}/{config.epochs}", len(plan), done=done, unit="steps", shown=shown) as tick:
             for batch in plan[done:]:
@@ -107,16 +111,15 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) ->
     taxonomy = Taxonomy.load(config.taxonomy)
     base = base_model.load(config.base_model, revision=config.revision)
     renderer = base_model.renderer(base)
-    invocation = renderer.end_of_turn
+    activated = config.adapter == "alora"
+    invocation = config.invocation or (renderer.guard_turn if activated else renderer.end_of_turn)
+    invocation_ids = renderer.template_ids(invocation)
     rows = prepare(config, taxonomy, renderer, invocation)
     hidden = base.model.config.get_text_config().hidden_size
     heads = GuardHeads(hidden, len(taxonomy.categories), bias=config.head_bias, harmful=config.harmful_head)
-    if config.adapter == "lora":
-        shape = adapter.LoraShape(
-            config.lora_r, config.lora_alpha, config.lora_dropout, config.target_modules, config.layers
-        )
-        adapter.attach(base.model, shape, base_name=base.name)
-    model = GuardModel(base.model, heads)
+    if config.adapter != "none":
+        adapter.attach(base.model, _shape(config, invocation_ids if activated else None))
+    model = GuardModel(base.model, heads, kind=config.adapter, invocation=invocation_ids)
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.base.parameters() if p.requires_grad], "peak": config.learning_rate},
@@ -131,7 +134,36 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) ->
     accelerator.print(", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sizes.items() if count))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     weight = pos_weights(rows.train.labels, config.pos_weight_max).to(accelerator.device)
-    return Run(config, folder, accelerator, base, taxonomy, invocation, rows, model, wrapped, optimizer, weight)
+    prefixes = _prefix_cache(config, accelerator, base, model, rows) if activated else None
+    return Run(
+        config, folder, accelerator, base, taxonomy, invocation, rows, model, wrapped, optimizer, weight, prefixes
+    )
+
+
+def _shape(config: TrainConfig, invocation: Sequence[int] | None) -> adapter.LoraShape:
+    return adapter.LoraShape(
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=config.target_modules,
+        layers=config.layers,
+        invocation=invocation,
+    )
+
+
+def _prefix_cache(
+    config: TrainConfig, accelerator: Accelerator, base: base_model.BaseModel, model: GuardModel, rows: RunRows
+) -> PrefixCache:
+    """The frozen part of the training texts; kept on the disk if any of it will be read twice."""
+    again = config.epochs > 1 or max(rows.draws) > 1
+    return PrefixCache(
+        model,
+        base,
+        [ids[: -len(model.invocation)] for ids in rows.train.ids],
+        precision=config.precision,
+        limit=int(config.prefix_cache * 1e9) if again else 0,
+        writers=accelerator.num_processes,
+    )
 
 
 def _step(run: Run, batch: Sequence[int], step: int, steps: int, epoch: int) -> dict[str, float]:
@@ -180,16 +212,27 @@ def _backward(run: Run, part: Sequence[int], counts: Tensor, *, last: bool) -> T
     accelerator, train = run.accelerator, run.rows.train
     indices = list(part) or [0]
     labels = train.labels[indices] if part else torch.full_like(train.labels[:1], math.nan)
-    batch = collate([train.ids[index] for index in indices], labels.tolist(), run.base.pad_id)
     device = accelerator.device
     synchronise = torch.enable_grad() if last else accelerator.no_sync(run.wrapped)
     with synchronise:
-        with autocast(device, run.config.precision):
-            logits = run.wrapped(batch.input_ids.to(device), batch.attention_mask.to(device))
-        terms = loss_terms(logits.float(), batch.labels.to(device), run.pos_weight, counts)
+        logits = _forward(run, [train.ids[index] for index in indices])
+        terms = loss_terms(logits.float(), labels.to(device), run.pos_weight, counts)
         # DDP averages gradients over processes; the terms are already shares of one global sum.
         accelerator.backward(0.5 * terms.sum() * accelerator.num_processes)
     return terms.detach()
+
+
+def _forward(run: Run, ids: Sequence[Sequence[int]]) -> Tensor:
+    """Logits of rows: in one pass, or of their invocations alone behind what the frozen base reads without gradient."""
+    device = run.accelerator.device
+    if run.prefixes is None:
+        inputs, mask = pad(ids, run.base.pad_id)
+        with autocast(device, run.config.precision):
+            return cast(Tensor, run.wrapped(inputs.to(device), mask.to(device)))
+    end = len(run.model.invocation)
+    prefix = run.prefixes.read([row[:-end] for row in ids])
+    with autocast(device, run.config.precision):
+        return cast(Tensor, run.wrapped(torch.tensor([row[-end:] for row in ids], device=device), prefixes=[prefix]))
 
 
 def _schedule(config: TrainConfig, step: int, steps: int) -> float:

@@ -17,10 +17,20 @@ from lora_guard.config import TrainConfig
 from lora_guard.errors import ConfigError
 from lora_guard.model import GuardModel
 from lora_guard.taxonomy import Taxonomy
+from lora_guard.training.prefix_cache import PrefixCache
 from lora_guard.training.rows import RunRows
 
 # What a resumed run may change: nothing of it moves the weights.
-_FREE_TO_CHANGE = {"processes", "log_with", "state_every", "eval_rows", "name", "licence", "licence_file"}
+_FREE_TO_CHANGE = {
+    "processes",
+    "prefix_cache",
+    "log_with",
+    "state_every",
+    "eval_rows",
+    "name",
+    "licence",
+    "licence_file",
+}
 
 
 class RunFolder:
@@ -125,3 +135,4 @@ class Run:
     wrapped: torch.nn.Module
     optimizer: torch.optim.Optimizer
     pos_weight: Tensor
+    prefixes: PrefixCache | None
