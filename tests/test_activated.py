@@ -1,4 +1,4 @@
-"""Activated LoRA: the guard reads the chat's own keys and values, and is PEFT's aLoRA in file, features and gradients."""
+"""Activated LoRA: the guard reads the chat's own keys and values, and is PEFT's aLoRA in features and gradients."""
 
 from pathlib import Path
 

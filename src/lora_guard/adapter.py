@@ -33,9 +33,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 class LoraShape:
     """What a LoRA adapter looks like; the paper's values are r 8, alpha 16, dropout 0.05 on ``q_proj`` and ``v_proj``.
 
-    ``layers`` are the decoder layers that get one, all of them when None. ``invocation`` are the token ids that switch an
-    activated adapter on (aLoRA, arXiv 2504.12397): what comes before them is read by the base model alone. None for an
-    adapter that reads everything.
+    ``layers`` are the decoder layers that get one, all of them when None. ``invocation`` are the token ids that switch
+    an activated adapter on (aLoRA, arXiv 2504.12397): what comes before them is read by the base model alone. None for
+    an adapter that reads everything.
     """
 
     r: int
@@ -85,8 +85,8 @@ def attach_saved(
     shape = _read_config(folder / CONFIG_FILE)
     if shape.invocation != invocation:
         raise ArtifactError(
-            f"{folder / CONFIG_FILE}: alora_invocation_tokens is {shape.invocation}; allowed: {invocation}, the guard's "
-            "invocation in this base model's tokens"
+            f"{folder / CONFIG_FILE}: alora_invocation_tokens is {shape.invocation}; allowed: {invocation}, the "
+            "guard's invocation in this base model's tokens"
         )
     try:
         attach(model, shape)

@@ -74,7 +74,7 @@ def attend(
     else:
         pieces = [(slice(row, row + 1), prefix) for row, prefix in enumerate(prefixes)]
     outputs = [
-        _attend(query[rows] * scaling, key[rows], value[rows], *prefix.layers[layer], prefix, sliding_window, softcap)
+        _attend(query[rows] * scaling, key[rows], value[rows], prefix, layer, sliding_window, softcap)
         for rows, prefix in pieces
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
@@ -84,12 +84,12 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    before_keys: Tensor,
-    before_values: Tensor,
     prefix: Prefix,
+    layer: int,
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
+    before_keys, before_values = prefix.layers[layer]
     rows, heads, new, width = query.shape
     kv_heads, held = key.shape[1], before_keys.shape[2]
     groups = heads // kv_heads

@@ -19,8 +19,8 @@ _CACHED_LAYERS = {"full_attention", "sliding_attention"}
 class Prefix:
     """What further tokens attend to: the keys and values of the tokens before them.
 
-    ``layers`` has a pair for each decoder layer, both ``[rows, kv_heads, tokens, head_dim]``; ``lengths`` ``[rows]`` says
-    how many of a row's tokens count, the rest being padding behind them; all of them when None.
+    ``layers`` has a pair for each decoder layer, both ``[rows, kv_heads, tokens, head_dim]``; ``lengths`` ``[rows]``
+    says how many of a row's tokens count, the rest being padding behind them; all of them when None.
     """
 
     layers: Sequence[tuple[Tensor, Tensor]]
@@ -61,7 +61,8 @@ class KVCache(Cache):
     def behind(cls, prefix: Prefix, rows: int, config: PreTrainedConfig) -> Self:
         """A cache of ``rows`` rows that all begin with the one row of ``prefix``."""
         cache = cls(config)
-        for layer, (keys, values) in zip(cache.layers, prefix.layers, strict=True):
+        layers: Any = cache.layers
+        for layer, (keys, values) in zip(layers, prefix.layers, strict=True):
             layer.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
         return cache
 
@@ -78,14 +79,14 @@ class KVCache(Cache):
             layer.length = min(layer.length, tokens)
 
 
-class _Layer(CacheLayerMixin):
-    """One decoder layer's keys and values, ``[rows, kv_heads, room, head_dim]``, of which ``length`` tokens are held."""
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One decoder layer's keys and values, ``[rows, kv_heads, room, head_dim]``; the first ``length`` are held."""
 
     is_sliding = False
     is_croppable = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

@@ -1,6 +1,5 @@
 """The guard path of training and bulk scoring: token ids and mask -> features of the last token -> logits."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,8 +24,8 @@ class GuardModel(nn.Module):
     Args:
         base: the chat model; an adapter lives on its layers.
         heads: maps its features to logits.
-        kind: ``lora``: the adapter reads everything; ``alora``: it reads the invocation, behind a conversation whose keys
-            and values are the base model's own; ``none``: there is no adapter.
+        kind: ``lora``: the adapter reads everything; ``alora``: it reads the invocation, behind a conversation whose
+            keys and values are the base model's own; ``none``: there is no adapter.
         invocation: token ids that end every judged row.
     """
 
@@ -85,7 +84,7 @@ class GuardModel(nn.Module):
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, attention_mask: Tensor, opening: Prefix | None = None) -> Prefix:
-        """Keys and values of conversations as the guard reads them: with a ``lora`` adapter, else the frozen base's own.
+        """Keys and values of conversations as the guard reads them: the frozen base's own, but for a ``lora`` adapter.
 
         Args:
             input_ids: ``[rows, tokens]``.
@@ -201,8 +200,8 @@ def _opening(model: GuardModel, rows: Sequence[Sequence[int]]) -> tuple[int, Pre
     least = 1 + (len(model.invocation) if model.kind == "alora" else 0)
     if len(rows) < 2:
         return 0, None
-    shared = min(len(os.path.commonprefix([list(row) for row in rows])), min(map(len, rows)) - least)
-    if shared <= 0:
+    shared = shared_start(rows, least)
+    if shared == 0:
         return 0, None
     ids = torch.tensor([rows[0][:shared]], device=model.heads.weight.device)
     return shared, model.read(ids, torch.ones_like(ids))
@@ -217,6 +216,17 @@ def _logits(model: GuardModel, rows: Sequence[Sequence[int]], pad_id: int, openi
     ids, mask = (tensor.to(device) for tensor in pad([row[:-end] for row in rows], pad_id))
     invocations = torch.tensor([row[-end:] for row in rows], device=device)
     return cast(Tensor, model(invocations, prefixes=[model.read(ids, mask, opening)]))
+
+
+def shared_start(rows: Sequence[Sequence[int]], least: int) -> int:
+    """How many tokens all rows begin with, leaving at least ``least`` of its own to each."""
+    first, last = (
+        min(map(list, rows)),
+        max(map(list, rows)),
+    )  # whatever these two share, all between them in order share
+    differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    shortest = min(map(len, rows))
+    return max(0, min(next(differing, shortest), shortest - least))
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -140,8 +140,8 @@ class TorchEngine:
 class TorchSession:
     """A conversation on the torch engine (see :class:`lora_guard.engine.session.Session`).
 
-    An activated adapter reads the chat's own keys and values. A plain one has other keys and values for every token, and
-    so a second cache, which grows by what was said since the last judgement.
+    An activated adapter reads the chat's own keys and values. A plain one has other keys and values for every token,
+    and so a second cache, which grows by what was said since the last judgement.
     """
 
     def __init__(self, engine: TorchEngine, seed: int) -> None:

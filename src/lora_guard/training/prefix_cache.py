@@ -1,8 +1,9 @@
 """The keys and values of training texts, which an activated adapter never changes: computed once, kept on the disk.
 
 A folder for each key (base weights, render version, precision, shared opening), in it a pair of files for each process
-that wrote: ``*.kv`` holds rows of bfloat16 one after the other, ``*.jsonl`` says which row lies where. A line is written
-after its row, and a checksum is compared when a row is first read, so a run that was killed leaves nothing to repair.
+that wrote: ``*.kv`` holds rows of bfloat16 one after the other, ``*.jsonl`` says which row lies where. A line is
+written after its row, and a checksum is compared when a row is first read, so a run that was killed leaves nothing to
+repair.
 """
 
 import fcntl
@@ -23,7 +24,7 @@ from torch import Tensor
 from lora_guard import files
 from lora_guard.base_model import BaseModel, cache_folder
 from lora_guard.kv_cache import Prefix
-from lora_guard.model import GuardModel, autocast, pad, takes_bf16
+from lora_guard.model import GuardModel, autocast, pad, shared_start, takes_bf16
 from lora_guard.render import RENDER_VERSION
 
 _FREE_BYTES_LEFT = 2_000_000_000
@@ -56,18 +57,17 @@ class PrefixCache:
     ) -> None:
         self._model, self._pad_id, self._precision = model, base.pad_id, precision
         self._device = model.heads.weight.device
-        self._shared = max(0, min(len(os.path.commonprefix([list(text) for text in texts])), min(map(len, texts)) - 1))
+        self._shared = shared_start(texts, least=1)
         self._opening = self._compute([texts[0][: self._shared]], None) if self._shared else None
         self._store: _Store | None = None
         if limit:
             key = [base.fingerprint, RENDER_VERSION, self._dtype, list(texts[0][: self._shared])]
             example = self._compute([texts[0][: self._shared + 1]], None)
             token_bytes = sum(part.numel() // part.shape[2] for layer in example.layers for part in layer) * 2
-            needed = token_bytes * sum(
-                len(text) - self._shared for text in {tuple(text): text for text in texts}.values()
-            )
+            tokens = sum(len(text) - self._shared for text in {tuple(text) for text in texts})
+            needed = min(limit, tokens * token_bytes)
             folder = (root or cache_folder() / "prefixes") / hashlib.sha256(str(key).encode()).hexdigest()[:16]
-            self._store = _Store(folder, limit, min(needed, limit), writers)
+            self._store = _Store(folder, limit, needed, writers)
 
     @property
     def rows(self) -> int:
@@ -90,13 +90,13 @@ class PrefixCache:
             return self._compute(tails, self._opening)
         store = self._store
         keys = [hashlib.sha256(np.array(text, dtype=np.int64).tobytes()).hexdigest()[:32] for text in texts]
-        rows = {key: store.get(key) for key in keys}
-        missing = {key: tail for key, tail in zip(keys, tails, strict=True) if rows[key] is None}
+        rows = {key: row for key in keys if (row := store.get(key)) is not None}
+        missing = {key: tail for key, tail in zip(keys, tails, strict=True) if key not in rows}
         if missing:
             for key, row in zip(missing, self._split(list(missing.values())), strict=True):
                 store.put(key, row)
                 rows[key] = row
-        return self._join([row for key in keys if (row := rows[key]) is not None])
+        return self._join([rows[key] for key in keys])
 
     def _compute(self, tails: Sequence[Sequence[int]], opening: Prefix | None) -> Prefix:
         ids, mask = pad(tails, self._pad_id)
@@ -111,7 +111,7 @@ class PrefixCache:
         return [stacked[:, :, row, :, : len(tail)] for row, tail in enumerate(tails)]
 
     def _join(self, rows: Sequence[Tensor]) -> Prefix:
-        """A padded batch of the opening and each row; rows that did not fit on the disk are rounded like those that did."""
+        """A padded batch of the opening and each row; what did not fit on the disk is rounded like what did."""
         layers, _, heads, _, width = rows[0].shape
         lengths = torch.tensor([self._shared + row.shape[3] for row in rows])
         joined = torch.zeros(layers, 2, len(rows), heads, int(lengths.max()), width, dtype=self._dtype)
@@ -195,12 +195,11 @@ class _Store:
 
 
 def _make_room(folder: Path, limit: int, needed: int) -> None:
-    """Delete caches of other keys, oldest first, until this one has what it needs; not those a running process holds."""
-    for other in sorted(
-        (path for path in folder.parent.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime
-    ):
-        if other == folder or limit - _size(folder.parent) >= needed - _size(folder):
-            continue
+    """Delete caches of other keys, oldest first, until this one has what it needs; never those in use."""
+    others = [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
+    for other in sorted(others, key=lambda path: path.stat().st_mtime):
+        if limit - _size(folder.parent) >= needed - _size(folder):
+            return
         with (other / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
