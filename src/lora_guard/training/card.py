@@ -69,9 +69,16 @@ nothing of whether a statement is true. Judge the thresholds on your own data be
 """
 
 
+_ADAPTERS = {
+    "lora": "low-rank adapters and linear heads",
+    "alora": "activated low-rank adapters, which read the chat's own keys and values, and linear heads",
+    "none": "linear heads on frozen features",
+}
+
+
 def model_card(spec: GuardSpec) -> str:
     """The card of a guard, Markdown."""
-    adapter = "low-rank adapters and linear heads" if spec.adapter == "lora" else "linear heads on frozen features"
+    adapter = _ADAPTERS[spec.adapter]
     template = Environment(keep_trailing_newline=True, autoescape=False).from_string(_TEMPLATE)
     return template.render(spec=spec, adapter=adapter, categories=spec.taxonomy["categories"], figure=_figure)
 
