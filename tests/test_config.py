@@ -56,7 +56,7 @@ def test_any_field_can_be_set_on_the_command_line(file: Path) -> None:
         ({"learning_rat": 1}, "field 'learning_rat' does not exist; did you mean 'learning_rate'"),
         ({"train": [{"path": "a", "wieght": 2}]}, "field 'train.0.wieght' does not exist; did you mean 'weight'"),
         ({"lora_r": 0}, "field 'lora_r' has value 0: input should be greater than or equal to 1"),
-        ({"adapter": "lira"}, "field 'adapter' has value 'lira': input should be 'lora' or 'none'"),
+        ({"adapter": "lira"}, "field 'adapter' has value 'lira': input should be 'lora', 'alora' or 'none'"),
         ({"train": []}, "field 'train'"),
         ({"train": [{"weight": 1}]}, "field 'train.0.path' is missing"),
         ({"micro_batch_size": 32}, "micro_batch_size 32 exceeds batch_size 16"),

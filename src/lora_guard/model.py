@@ -220,10 +220,8 @@ def _logits(model: GuardModel, rows: Sequence[Sequence[int]], pad_id: int, openi
 
 def shared_start(rows: Sequence[Sequence[int]], least: int) -> int:
     """How many tokens all rows begin with, leaving at least ``least`` of its own to each."""
-    first, last = (
-        min(map(list, rows)),
-        max(map(list, rows)),
-    )  # whatever these two share, all between them in order share
+    # What the first and the last in order share, all between them share.
+    first, last = min(map(list, rows)), max(map(list, rows))
     differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     shortest = min(map(len, rows))
     return max(0, min(next(differing, shortest), shortest - least))
