@@ -86,11 +86,11 @@ def test_a_judgement_neither_copies_nor_changes_the_chats_keys_and_values(tmp_pa
     session = guard.session()
     session.append(guard.engine.renderer.chat(PROMPT)[0])
     prefix = session.judged_prefix("prompt")
-    assert prefix.layers[0][0].data_ptr() == session._cache.layers[0].keys.data_ptr()
+    assert prefix.layers[0][0].data_ptr() == session.cache.layers[0].keys.data_ptr()
     before = [(keys.clone(), values.clone()) for keys, values in prefix.layers]
     session.judge("prompt")
     session.judge("prompt", at=4)
-    after = session._cache.prefix()
+    after = session.cache.prefix()
     for (keys, values), (new_keys, new_values) in zip(before, after.layers, strict=True):
         assert torch.equal(keys, new_keys)
         assert torch.equal(values, new_values)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from lora_guard.allocator import keep_freed_memory
 from lora_guard.errors import InputError, LoraGuardError
 
 if TYPE_CHECKING:
@@ -180,4 +182,5 @@ def _version(
 
 def main() -> None:
     """The entry point of ``lora-guard`` and ``python -m lora_guard``."""
+    keep_freed_memory(os.environ)
     app()

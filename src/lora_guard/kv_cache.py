@@ -79,6 +79,25 @@ class KVCache(Cache):
             layer.length = min(layer.length, tokens)
 
 
+class Together(Cache):
+    """The caches of several conversations, each extended by its own row of a batch of one new token each.
+
+    The new keys and values come back as they are: the attention reads the conversations' own through prefixes.
+    """
+
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        super().__init__(layers=[])
+        self._caches = caches
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append row r to cache r."""
+        for row, cache in enumerate(self._caches):
+            cache.update(key_states[row : row + 1], value_states[row : row + 1], layer_idx)
+        return key_states, value_states
+
+
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One decoder layer's keys and values, ``[rows, kv_heads, room, head_dim]``; the first ``length`` are held."""
 

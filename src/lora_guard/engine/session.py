@@ -77,6 +77,15 @@ class Engine(Protocol):
         """A new, empty conversation; ``seed`` drives its sampling."""
         ...
 
+    def decode(self, sessions: Sequence[Session], *, batch: bool = False) -> None:
+        """Generation path: read the last token of several sessions, so that each can sample at once.
+
+        One after the other by default, which leaves each session bit for bit what it is alone. ``batch`` reads them in
+        one pass: faster, and not bit-exact, since a matrix product of one row differs in bits from the same row in a
+        batch.
+        """
+        ...
+
     def judge(self, requests: Sequence[tuple[Session, Target, int | None]]) -> list[GuardLogits]:
         """Guard path: :meth:`Session.judge` for several sessions, or several positions of them, in one pass.
 

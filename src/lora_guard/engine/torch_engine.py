@@ -10,11 +10,12 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from lora_guard import adapter
+from lora_guard.attention import over_prefixes
 from lora_guard.base_model import BaseModel, renderer
 from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Session
 from lora_guard.errors import InputError, out_of_memory
-from lora_guard.kv_cache import KVCache, Prefix
+from lora_guard.kv_cache import KVCache, Prefix, Together
 from lora_guard.model import GuardModel, batched_logits
 from lora_guard.render import Renderer
 from lora_guard.verdict import GuardLogits
@@ -107,9 +108,32 @@ class TorchEngine:
             output = self.model.base(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             return cast(Tensor, output.logits[0, -1])
 
+    def decode(self, sessions: Sequence[Session], *, batch: bool = False) -> None:
+        """Generation path: read the pending tokens of several sessions (see
+        :class:`lora_guard.engine.session.Engine`)."""
+        waiting = [session for session in map(_torch_session, sessions) if session.pending]
+        together = [session for session in waiting if batch and session.position > len(session.pending) == 1]
+        for session in waiting:
+            if session not in together:
+                _ = session.logits
+        if not together:
+            return
+        caches = [session.cache for session in together]
+        prefixes = [cache.prefix() for cache in caches]
+        with self._pass(adapter_on=False, what=f"{len(together)} decode steps"), over_prefixes(self.model.base):
+            logits = self.model.base(
+                input_ids=torch.tensor([session.pending for session in together], device=self.device),
+                position_ids=torch.cat([prefix.positions for prefix in prefixes])[:, None],
+                past_key_values=Together(caches),
+                use_cache=True,
+                prefixes=prefixes,
+            ).logits
+        for session, row in zip(together, logits[:, -1], strict=True):
+            session.take(row)
+
     def judge(self, requests: Sequence[tuple[Session, Target, int | None]]) -> list[GuardLogits]:
         """Guard path: judge held conversations in one pass (see :class:`lora_guard.engine.session.Engine`)."""
-        prefixes = [cast(TorchSession, session).judged_prefix(target, at) for session, target, at in requests]
+        prefixes = [_torch_session(session).judged_prefix(target, at) for session, target, at in requests]
         with self._pass(adapter_on=True, what=f"a judgement of {len(prefixes)} conversations"):
             ids = torch.tensor([self.model.invocation] * len(prefixes), device=self.device)
             logits = self.model(ids, prefixes=prefixes)
@@ -146,8 +170,8 @@ class TorchSession:
 
     def __init__(self, engine: TorchEngine, seed: int) -> None:
         self._engine = engine
-        self._cache = KVCache(engine.model.base.config)
-        self._judged = KVCache(engine.model.base.config) if engine.model.kind == "lora" else self._cache
+        self.cache = KVCache(engine.model.base.config)
+        self._judged = KVCache(engine.model.base.config) if engine.model.kind == "lora" else self.cache
         self._ids: list[int] = []
         self._logits: Tensor | None = None  # behind the last cached token; None while there is none
         self._generator = torch.Generator().manual_seed(seed)
@@ -166,10 +190,18 @@ class TorchSession:
         """
         if not self._ids:
             raise InputError("the session is empty; append the conversation's tokens first")
-        pending = self._ids[self._cache.get_seq_length() :]
-        if pending or self._logits is None:
-            self._logits = self._engine.next_logits(pending, self._cache)
+        if self.pending or self._logits is None:
+            self._logits = self._engine.next_logits(self.pending, self.cache)
         return self._logits
+
+    @property
+    def pending(self) -> list[int]:
+        """The tokens at the conversation's end that the generation path has not read yet."""
+        return self._ids[self.cache.get_seq_length() :]
+
+    def take(self, logits: Tensor) -> None:
+        """Accept the next-token logits ``[vocabulary]`` of a step that the engine took for several sessions."""
+        self._logits = logits
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Generation path: extend the conversation."""
@@ -180,7 +212,7 @@ class TorchSession:
             )
         if token_ids:
             self._ids.extend(token_ids)
-            self._logits = self._engine.next_logits(self._ids[self._cache.get_seq_length() :], self._cache)
+            self._logits = self._engine.next_logits(self.pending, self.cache)
 
     def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
         """Generation path: choose the next token, extend the conversation by it and return it."""
@@ -208,7 +240,7 @@ class TorchSession:
         if not 1 <= at <= self.position:
             raise InputError(f"{target} cannot be judged at position {at}; allowed: 1 to {self.position}")
         held = self._judged.get_seq_length()
-        if held < at and self._judged is self._cache:
+        if held < at and self._judged is self.cache:
             _ = self.logits  # the generation path reads the pending token now instead of at the next sample
         elif held < at:
             self._engine.extend_judged(self._ids[held:at], self._judged)
@@ -219,11 +251,17 @@ class TorchSession:
         if not 0 <= position <= self.position:
             raise InputError(f"cannot rewind to position {position}; allowed: 0 to {self.position}")
         del self._ids[position:]
-        if self._cache.get_seq_length() > position:
+        if self.cache.get_seq_length() > position:
             # The logits behind the new last token are gone, so that token is read again.
-            self._cache.truncate(max(0, position - 1))
+            self.cache.truncate(max(0, position - 1))
             self._logits = None
         self._judged.truncate(position)
+
+
+def _torch_session(session: Session) -> TorchSession:
+    if not isinstance(session, TorchSession):
+        raise InputError(f"a session of {type(session).__name__} is not the torch engine's; allowed: its own")
+    return session
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
