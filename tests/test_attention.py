@@ -1,4 +1,4 @@
-"""Attention over prefixes: equal to plain attention over everything at once, whatever the lengths, groups and windows."""
+"""Attention over prefixes: equal to plain attention over everything at once, whatever lengths, groups and windows."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +70,9 @@ def test_attention_sinks_are_refused() -> None:
 def test_the_models_own_attention_comes_back_even_after_an_error() -> None:
     model = tiny_model()
     before = model.config._attn_implementation
-    with pytest.raises(ZeroDivisionError), over_prefixes(model):
+    with over_prefixes(model):
         assert model.config._attn_implementation != before
+    assert model.config._attn_implementation == before
+    with pytest.raises(ZeroDivisionError), over_prefixes(model):
         raise ZeroDivisionError
     assert model.config._attn_implementation == before
