@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 from guards import tiny_guard_folder
 from hypothesis import given
+from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Verdict
@@ -136,6 +137,7 @@ SETTINGS = st.builds(
 )
 
 
+@trials(max_examples=200)
 @given(scripts(), SETTINGS)
 def test_in_block_mode_no_text_leaves_before_an_unflagged_check_covers_it(
     script: Script, settings: StreamSettings
@@ -155,6 +157,7 @@ def test_in_block_mode_no_text_leaves_before_an_unflagged_check_covers_it(
                 assert left == script.text(last.tokens)
 
 
+@trials(max_examples=200)
 @given(scripts(), SETTINGS)
 def test_no_text_past_the_first_flagged_check_is_ever_shown(script: Script, settings: StreamSettings) -> None:
     events = script.run(settings)
@@ -170,6 +173,7 @@ def test_no_text_past_the_first_flagged_check_is_ever_shown(script: Script, sett
     assert verdict_of(end).flagged
 
 
+@trials(max_examples=200)
 @given(scripts(), SETTINGS)
 def test_an_unflagged_answer_arrives_complete_and_in_order(script: Script, settings: StreamSettings) -> None:
     events = script.run(settings)
@@ -182,6 +186,7 @@ def test_an_unflagged_answer_arrives_complete_and_in_order(script: Script, setti
     assert all(texts(events))
 
 
+@trials(max_examples=200)
 @given(scripts(), SETTINGS)
 def test_what_is_flagged_is_what_the_checks_say(script: Script, settings: StreamSettings) -> None:
     """The debounce, told from the scores alone: k flags in a row, or one at the last check."""
@@ -283,9 +288,7 @@ def test_a_flag_at_the_last_check_needs_no_second(
 ) -> None:
     events = Script(words("a b"), flagged_at(2), stop=stop).run(StreamSettings(mode, check_every, debounce=3))
     assert verdict_of(end_of(events)).flagged
-    if (
-        not stop or check_every == 5
-    ):  # else the check at the last token was made before anybody knew that it is the last
+    if not stop or check_every == 5:  # else the check at the last token is made before it is known to be the last
         assert checks(events)[-1].flagged
     if mode == "block":
         assert texts(events) == ([" a"] if check_every == 1 else [])

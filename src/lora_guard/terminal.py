@@ -105,7 +105,8 @@ def show_answer(console: Console, events: Iterable[str | Check | ChatEnd]) -> Ch
         elif isinstance(event, Check):
             checks += event.verdict.target == "response"
         else:
-            console.print()
+            if event.response:
+                console.print()
             if event.finish_reason == "content_filter":
                 console.print(f"[yellow]withheld: {_withheld(event)} was flagged[/yellow]")
             console.print(verdict_line(event.prompt_verdict))
