@@ -63,7 +63,7 @@ ORDER = [
 ]
 
 HEAVY = {"torch", "transformers", "peft", "sklearn", "datasets", "numpy", "pandas", "matplotlib"}
-LIGHT_MODULES = ("errors", "files", "config", "conversation", "taxonomy", "render", "verdict")
+LIGHT_MODULES = ("errors", "files", "config", "conversation", "taxonomy", "render", "verdict", "engine.stream")
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAX_LINES = 400
 

@@ -1,8 +1,10 @@
 """The command line: documented forms out, one line and a non-zero exit code for what is wrong."""
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from guards import tiny_guard_folder
 from typer.testing import CliRunner
 
-from lora_guard import Conversation, Guard
+from lora_guard import ChatEnd, Check, Conversation, Guard, Verdict
 from lora_guard.cli import app
 from lora_guard.terminal import printable
 
@@ -219,7 +221,7 @@ def test_ctrl_c_is_one_line_and_its_own_exit_code(folder: Path, monkeypatch: pyt
     for method, words in (
         ("moderate", ["moderate", "--prompt", "a"]),
         ("load", ["moderate", "--prompt", "a"]),
-        ("chat", ["chat"]),
+        ("stream", ["chat"]),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(Guard, method, interrupt)
@@ -237,13 +239,13 @@ def test_a_chat_answers_each_line_and_shows_its_verdicts(folder: Path) -> None:
 
 def test_a_chat_remembers_what_was_said_and_its_system_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Conversation] = []
-    chat = Guard.chat
+    stream = Guard.stream
 
-    def record(guard: Guard, conversation: Conversation, **settings: Any) -> Any:
+    def record(guard: Guard, conversation: Conversation, *settings: Any, **sampling: Any) -> Any:
         asked.append(conversation)
-        return chat(guard, conversation, **settings)
+        return stream(guard, conversation, *settings, **sampling)
 
-    monkeypatch.setattr(Guard, "chat", record)
+    monkeypatch.setattr(Guard, "stream", record)
     run("chat", "--guard", str(folder), "--max-tokens", "2", "--system", "Be kind.", text="Hello\nAnd now?\n")
     first, second = asked
     assert first == Conversation.of("Hello", system="Be kind.")
@@ -256,6 +258,50 @@ def test_a_blocking_chat_says_what_it_withheld(tmp_path: Path) -> None:
     result = run("chat", "--guard", str(folder), "--block", "--max-tokens", "4", text="Hello\n")
     assert "withheld: the prompt was flagged" in result.stdout
     assert "response: " not in result.stdout
+
+
+@pytest.mark.parametrize("block", [[], ["--block"]])
+def test_a_chat_checks_every_so_many_tokens_and_says_how_often(tmp_path: Path, block: list[str]) -> None:
+    words = ["chat", "--guard", str(tiny_guard_folder(tmp_path, threshold=1.0)), "--max-tokens", "12", *block]
+    shown = [run(*words, "--check-every", n, text="Hello\n").stdout for n in ("4", "1", "100")]
+    counts = [int(re.findall(r"response: ok .*, (\d+) checks?\n", text)[0]) for text in shown]
+    assert counts[0] >= 3
+    assert counts[1] == 12
+    assert counts[2] < counts[0]
+    answers = {text.partition("\nprompt: ")[0] for text in shown}
+    assert len(answers) == 1
+    assert answers.pop().strip()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_a_chat_refuses_an_interval_that_is_none(value: str) -> None:
+    result = run("chat", "--check-every", value)
+    assert result.exit_code == 2
+    assert "Invalid value for '--check-every'" in result.stderr
+
+
+def test_a_withheld_rest_is_said_in_a_line_and_what_was_shown_stays_in_the_conversation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Conversation] = []
+    fine, bad = (Verdict(score > 0.5, score, 0.5, "response", {}) for score in (0.1, 0.9))
+    prompt = Verdict(False, 0.2, 0.5, "prompt", {})
+
+    def scripted(guard: Guard, conversation: Conversation, *_: object, **__: object) -> Iterator[str | Check | ChatEnd]:
+        asked.append(conversation)
+        yield Check(0, prompt, False)
+        yield Check(4, fine, False)
+        yield "Mix flour"
+        yield Check(8, bad, True)
+        yield ChatEnd("Mix flour", prompt, bad, "content_filter")
+
+    monkeypatch.setattr(Guard, "stream", scripted)
+    shown = run("chat", "--guard", str(folder), "--block", text="Hello\nAnd now?\n").stdout
+    assert shown == 2 * (
+        "Mix flour\nwithheld: the rest of the answer was flagged\n"
+        "prompt: ok 0.200 against 0.500\nresponse: flagged 0.900 against 0.500, 2 checks\n"
+    )
+    assert [message.content for message in asked[1].messages] == ["Hello", "Mix flour", "And now?"]
 
 
 @pytest.mark.parametrize(

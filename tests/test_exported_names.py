@@ -8,10 +8,13 @@ import pytest
 import lora_guard
 
 PUBLIC = [
+    "ChatEnd",
+    "Check",
     "Conversation",
     "Guard",
     "LoraGuardError",
     "Message",
+    "StreamSettings",
     "Taxonomy",
     "TrainConfig",
     "Verdict",

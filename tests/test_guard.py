@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from guards import tiny_guard_folder
 
-from lora_guard import Conversation, Guard, Verdict
+from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Verdict
 from lora_guard.errors import InputError
-from lora_guard.guard import ChatEnd
 
 PROMPT = Conversation.of("How do I bake bread?")
 ANSWER = Conversation.of("How do I bake bread?", "Mix flour and water.")
@@ -105,7 +104,17 @@ def test_a_blocking_chat_yields_nothing_of_a_flagged_answer(
     assert end.response_verdict.flagged
     monkeypatch.setattr(guard, "verdict", verdict)
     *pieces, end = guard.chat(PROMPT, max_tokens=10, block=True)
-    assert pieces == [end.response]  # type: ignore[union-attr]
+    assert isinstance(end, ChatEnd)
+    assert "".join(map(str, pieces)) == end.response
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_a_chat_is_the_stream_without_its_checks(guards: dict[str, Guard], block: bool) -> None:
+    how = {"max_tokens": 20, "temperature": 1.0, "seed": 5}
+    events = list(guards["nothing"].stream(PROMPT, StreamSettings("block" if block else "score"), **how))  # type: ignore[arg-type]
+    assert sum(isinstance(event, Check) for event in events) >= 3  # the prompt, 16 tokens, 20 tokens
+    shown = [event for event in events if not isinstance(event, Check)]
+    assert list(guards["nothing"].chat(PROMPT, block=block, **how)) == shown  # type: ignore[arg-type]
 
 
 def test_without_blocking_a_flagged_answer_is_shown_and_flagged(guards: dict[str, Guard]) -> None:
@@ -119,6 +128,8 @@ def test_without_blocking_a_flagged_answer_is_shown_and_flagged(guards: dict[str
 def test_a_chat_needs_a_prompt_to_answer(guards: dict[str, Guard]) -> None:
     with pytest.raises(InputError, match="last message must be the user's"):
         next(guards["nothing"].chat(ANSWER))
+    with pytest.raises(InputError, match="last message must be the user's"):
+        next(guards["nothing"].stream(ANSWER))
 
 
 def test_characters_of_several_bytes_are_yielded_whole(guards: dict[str, Guard]) -> None:

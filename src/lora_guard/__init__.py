@@ -4,10 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
+    "ChatEnd",
+    "Check",
     "Conversation",
     "Guard",
     "LoraGuardError",
     "Message",
+    "StreamSettings",
     "Taxonomy",
     "TrainConfig",
     "Verdict",
@@ -17,6 +20,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lora_guard.config import TrainConfig
     from lora_guard.conversation import Conversation, Message
+    from lora_guard.engine.stream import ChatEnd, Check, StreamSettings
     from lora_guard.errors import LoraGuardError
     from lora_guard.guard import Guard
     from lora_guard.taxonomy import Taxonomy
@@ -27,10 +31,13 @@ else:
     # Hidden from type checkers, to which a module with __getattr__ has every name.
 
     _HOME = {
+        "ChatEnd": "engine.stream",
+        "Check": "engine.stream",
         "Conversation": "conversation",
         "Guard": "guard",
         "LoraGuardError": "errors",
         "Message": "conversation",
+        "StreamSettings": "engine.stream",
         "Taxonomy": "taxonomy",
         "TrainConfig": "config",
         "Verdict": "verdict",

@@ -128,20 +128,26 @@ def chat(
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
     system: Annotated[str | None, typer.Option(help="System message; the model's own when absent.")] = None,
-    block: Annotated[bool, typer.Option("--block", help="Withhold flagged answers.")] = False,
+    block: Annotated[
+        bool, typer.Option("--block", help="Show only what a check has cleared; withhold what is flagged.")
+    ] = False,
+    check_every: Annotated[
+        int, typer.Option(min=1, help="Check the answer every so many tokens, beside each sentence end.")
+    ] = 16,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to the chat model; verdicts on prompt and response follow each answer."""
+    from lora_guard.engine.stream import StreamSettings
     from lora_guard.terminal import converse
 
-    loaded = _load(guard, base, allow_other_base)
+    settings = StreamSettings("block" if block else "score", check_every)
     converse(
-        loaded,
+        _load(guard, base, allow_other_base),
+        settings,
         system=system,
-        block=block,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,

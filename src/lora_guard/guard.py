@@ -1,7 +1,6 @@
 """Guard: what users hold. Load one, moderate conversations with it, chat through both paths."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -12,6 +11,7 @@ from lora_guard import adapter, artifact, base_model
 from lora_guard.artifact import Artifact, GuardSpec
 from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Engine, Session
+from lora_guard.engine.stream import ChatEnd, Check, StreamSettings, moderated
 from lora_guard.engine.torch_engine import TorchEngine
 from lora_guard.errors import ArtifactError, InputError
 from lora_guard.heads import GuardHeads
@@ -21,20 +21,6 @@ from lora_guard.verdict import GuardLogits, Verdict
 
 DEFAULT_GUARD = "smollm2-135m"
 """The guard that ships in the package."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatEnd:
-    """The last thing a chat yields: the whole answer and the verdicts.
-
-    ``response`` is None and so is its verdict when a flagged prompt was not answered. ``withheld`` says that a flagged
-    answer was generated and not yielded; ``finish_reason`` follows the chat completions of OpenAI.
-    """
-
-    response: str | None
-    prompt_verdict: Verdict
-    response_verdict: Verdict | None
-    finish_reason: Literal["stop", "length", "content_filter"]
 
 
 class Guard:
@@ -131,6 +117,49 @@ class Guard:
         """A new conversation at the level of token ids (see :class:`lora_guard.engine.session.Session`)."""
         return self.engine.session(seed=seed)
 
+    def stream(
+        self,
+        conversation: Conversation,
+        settings: StreamSettings = StreamSettings(),  # noqa: B008 - frozen
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str | Check | ChatEnd]:
+        """Answer the conversation's last prompt and check the answer meanwhile; :meth:`chat` is the short form.
+
+        Args:
+            conversation: ends with a user message.
+            settings: when to check, and what a flag does.
+            max_tokens: the longest answer, in tokens.
+            temperature: 0 is greedy.
+            top_p: nucleus sampling.
+            seed: of the sampling.
+
+        Yields:
+            A :class:`Check` of the prompt; the answer's text and its checks; a :class:`ChatEnd`. Their order is that of
+            :func:`lora_guard.engine.stream.moderated`.
+
+        Raises:
+            InputError: the last message is not the user's, or the context is full.
+        """
+        if conversation.messages[-1].role != "user":
+            raise InputError("the last message must be the user's; there is nothing to answer")
+        session = self.session(seed=seed)
+        ids, prompt_end = self.engine.renderer.chat(conversation)
+        session.append(ids)
+        yield from moderated(
+            self.engine,
+            session,
+            prompt_end,
+            self.verdict,
+            settings,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+
     def chat(
         self,
         conversation: Conversation,
@@ -141,7 +170,7 @@ class Guard:
         seed: int = 0,
         block: bool = False,
     ) -> Iterator[str | ChatEnd]:
-        """Answer the conversation's last prompt: yield text as it is generated, then a :class:`ChatEnd`.
+        """:meth:`stream` without its checks: yield the answer's text as it is generated, then a :class:`ChatEnd`.
 
         Args:
             conversation: ends with a user message.
@@ -149,41 +178,18 @@ class Guard:
             temperature: 0 is greedy.
             top_p: nucleus sampling.
             seed: of the sampling.
-            block: do not answer a flagged prompt, and yield an answer only once it has been judged unflagged.
+            block: do not answer a flagged prompt, yield text only once it has been judged unflagged, and end at a flag.
 
         Raises:
             InputError: the last message is not the user's, or the context is full.
         """
-        if conversation.messages[-1].role != "user":
-            raise InputError("the last message must be the user's; there is nothing to answer")
-        session = self.session(seed=seed)
-        ids, prompt_end = self.engine.renderer.chat(conversation)
-        session.append(ids)
-        prompt_verdict = self.verdict(session.judge("prompt", at=prompt_end), "prompt")
-        if block and prompt_verdict.flagged:
-            yield ChatEnd(None, prompt_verdict, None, "content_filter")
-            return
-        pieces: list[str] = []
-        finish: Literal["stop", "length"] = "length"
-        decode = self.engine.decoder()
-        for _ in range(max_tokens):
-            token = session.sample(temperature=temperature, top_p=top_p)
-            if token in self.engine.stop_tokens:
-                session.rewind(session.position - 1)
-                finish = "stop"
-                break
-            piece = decode(token)
-            pieces.append(piece)
-            if piece and not block:
-                yield piece
-        response = "".join(pieces)
-        response_verdict = self.verdict(session.judge("response"), "response")
-        if block and response_verdict.flagged:
-            yield ChatEnd(None, prompt_verdict, response_verdict, "content_filter")
-            return
-        if block and response:
-            yield response
-        yield ChatEnd(response, prompt_verdict, response_verdict, finish)
+        settings = StreamSettings("block" if block else "score")
+        events = self.stream(
+            conversation, settings, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+        for event in events:
+            if not isinstance(event, Check):
+                yield event
 
 
 def find(guard: str | Path) -> Path:

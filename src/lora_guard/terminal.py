@@ -1,6 +1,6 @@
 """What a person sees: verdict tables and the terminal conversation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from lora_guard.conversation import Conversation, Message
+from lora_guard.engine.stream import ChatEnd, Check, StreamSettings
 from lora_guard.errors import InputError
-from lora_guard.guard import ChatEnd, Guard
+from lora_guard.guard import Guard
 from lora_guard.verdict import Verdict
 
 _SHOWN = 3
@@ -63,9 +64,16 @@ def _categories(verdict: Verdict) -> list[str]:
 
 
 def converse(
-    guard: Guard, *, system: str | None, block: bool, max_tokens: int, temperature: float, top_p: float, seed: int
+    guard: Guard,
+    settings: StreamSettings,
+    *,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
 ) -> None:
-    """A conversation on the terminal, until end of input. Text streams as it is generated; the verdicts follow."""
+    """A conversation on the terminal, until end of input. Text streams as the settings let it; the verdicts follow."""
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     history: tuple[Message, ...] = (Message("system", system),) if system else ()
     interactive = console.is_terminal
@@ -81,26 +89,35 @@ def converse(
         if not text.strip():
             continue
         asked = Conversation((*history, Message("user", text)))
-        settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "block": block}
-        end = answer(console, guard, asked, **settings)
-        history = asked.messages
+        events = guard.stream(asked, settings, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        end = show_answer(console, events)
         if end.response is not None:
             history = asked.with_message("assistant", end.response).messages
+        # What was withheld as a whole is not part of the conversation, and neither is its prompt.
+
+
+def show_answer(console: Console, events: Iterable[str | Check | ChatEnd]) -> ChatEnd:
+    """Print one answer as it comes, then what was withheld, the verdicts and how often the answer was checked."""
+    checks = 0
+    for event in events:
+        if isinstance(event, str):
+            console.print(printable(event), end="", markup=False)
+        elif isinstance(event, Check):
+            checks += event.verdict.target == "response"
         else:
-            history = asked.messages[:-1]  # what was withheld is not part of the conversation
-
-
-def answer(console: Console, guard: Guard, conversation: Conversation, **settings: object) -> ChatEnd:
-    """Print one answer as it comes, and its verdicts."""
-    for item in guard.chat(conversation, **settings):  # type: ignore[arg-type]
-        if isinstance(item, ChatEnd):
-            console.print()
-            if item.finish_reason == "content_filter":
-                what = "prompt" if item.response_verdict is None else "answer"
-                console.print(f"[yellow]withheld: the {what} was flagged[/yellow]")
-            for verdict in (item.prompt_verdict, item.response_verdict):
-                if verdict is not None:
-                    console.print(verdict_line(verdict))
-            return item
-        console.print(printable(item), end="", markup=False)
+            if event.response:
+                console.print()
+            if event.finish_reason == "content_filter":
+                console.print(f"[yellow]withheld: {_withheld(event)} was flagged[/yellow]")
+            console.print(verdict_line(event.prompt_verdict))
+            if event.response_verdict is not None:
+                times = f"{checks} check{'s' if checks > 1 else ''}"
+                console.print(f"{verdict_line(event.response_verdict)}[dim], {times}[/dim]")
+            return event
     raise AssertionError("a chat ends with a ChatEnd")
+
+
+def _withheld(end: ChatEnd) -> str:
+    if end.response_verdict is None:
+        return "the prompt"
+    return "the answer" if end.response is None else "the rest of the answer"

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from lora_guard import Conversation, Guard, Taxonomy, base_model
-from lora_guard.guard import ChatEnd, find
+from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Taxonomy, base_model
+from lora_guard.guard import find
 
 pytestmark = pytest.mark.integration
 
@@ -87,6 +88,37 @@ def test_a_chat_ends_with_the_verdicts_on_what_was_said(guard: Guard) -> None:
     again = guard.moderate(UNHARMFUL[0].with_message("assistant", str(end.response)))
     assert end.response_verdict is not None
     assert end.response_verdict.score == pytest.approx(again.score, abs=0.03)
+
+
+def test_an_unflagged_answer_is_the_same_with_checks_in_either_mode_and_with_none(guard: Guard) -> None:
+    """Thresholds of 1, which no score here reaches: what is promised is the text, not the verdict."""
+    untouched = base_model.load()
+    ids, _ = guard.engine.renderer.chat(UNHARMFUL[1])
+    tokens = untouched.model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :].tolist()
+    expected = untouched.tokenizer.decode(tokens, skip_special_tokens=True)
+    for mode in ("score", "block"):
+        settings = StreamSettings(mode, check_every=5, prompt_threshold=1, response_threshold=1)  # type: ignore[arg-type]
+        *events, end = guard.stream(UNHARMFUL[1], settings, max_tokens=24)
+        assert isinstance(end, ChatEnd)
+        assert "".join(event for event in events if isinstance(event, str)) == end.response == expected
+        places = [event.tokens for event in events if isinstance(event, Check)]
+        assert places[0] == 0
+        assert places[-1] == 24
+        assert all(0 < after - before <= 5 for before, after in pairwise(places))
+
+
+def test_a_blocked_answer_shows_no_more_than_its_last_unflagged_check_covers(guard: Guard) -> None:
+    asked, how = UNHARMFUL[1], {"max_tokens": 24}
+    scored = list(guard.stream(asked, StreamSettings("score", 4, sentence_ends=False), **how))  # type: ignore[arg-type]
+    threshold = max(e.verdict.score for e in scored if isinstance(e, Check) and e.tokens) - 1e-4
+    first = next(i for i, e in enumerate(scored) if isinstance(e, Check) and e.tokens and e.verdict.score >= threshold)
+    before = max(i for i, event in enumerate(scored[:first]) if isinstance(event, Check))
+    settings = StreamSettings("block", 4, sentence_ends=False, prompt_threshold=1, response_threshold=threshold)
+    *events, end = guard.stream(asked, settings, **how)  # type: ignore[arg-type]
+    assert isinstance(end, ChatEnd)
+    assert end.finish_reason == "content_filter"
+    shown = "".join(event for event in events if isinstance(event, str))
+    assert shown == "".join(event for event in scored[:before] if isinstance(event, str))
 
 
 def test_the_demo_runs(tmp_path: Path) -> None:
