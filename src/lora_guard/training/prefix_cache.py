@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, NamedTuple
 from uuid import uuid4
@@ -138,11 +140,13 @@ class _Store:
     def __init__(self, folder: Path, limit: int, needed: int, writers: int) -> None:
         self.places: dict[str, _Place] = {}
         self._folder = folder
+        self._files = ExitStack()
+        weakref.finalize(self, self._files.close)
         self._name = f"{os.getpid()}-{uuid4().hex[:8]}"
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_SH)  # held as long as this object lives: see _make_room
+            lock = self._files.enter_context((folder / "lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_SH)  # held as long as this object lives: see _make_room
         _make_room(folder, limit, needed)
         self._allowed = max(0, limit - _size(folder.parent)) // writers
         self._checked: set[str] = set()
@@ -182,8 +186,9 @@ class _Store:
             return
         with files.writing(self._folder):
             if self._data is None or self._index is None:
-                self._data = (self._folder / f"{self._name}.kv").open("ab")
-                self._index = (self._folder / f"{self._name}.jsonl").open("a", encoding="utf-8")
+                open_file = self._files.enter_context
+                self._data = open_file((self._folder / f"{self._name}.kv").open("ab"))
+                self._index = open_file((self._folder / f"{self._name}.jsonl").open("a", encoding="utf-8"))
             offset = self._data.tell()
             self._data.write(data)
             self._data.flush()
