@@ -22,6 +22,7 @@ ORDER = [
     "taxonomy",
     "render",
     "base_model",
+    "sharding",
     "adapter",
     "heads",
     "model",

@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lora_guard import files, guard
 from lora_guard.artifact import BaseReference, DataReference, GuardSpec, HeadsShape
 from lora_guard.evaluation.metrics import best_f1_threshold, point_metrics
 from lora_guard.evaluation.plots import loss_curves, pr_curves
-from lora_guard.model import batched_logits
+from lora_guard.model import batched_logits, plan_batches
 from lora_guard.progress import progress
 from lora_guard.training.card import model_card
 from lora_guard.training.rows import RowSet
@@ -24,6 +25,9 @@ from lora_guard.training.run import Run, read_records
 from lora_guard.verdict import Calibration, Calibrator
 
 Array = NDArray[np.float64]
+
+_TOKENS = 4096
+"""Of an evaluation's forward pass, padding included."""
 
 
 def finish_epoch(run: Run, epoch: int) -> None:
@@ -38,9 +42,8 @@ def finish_epoch(run: Run, epoch: int) -> None:
         logits[row_set.name] = _logits(run, row_set)
         if run.accelerator.is_main_process:
             _save_logits(run, epoch, row_set, logits[row_set.name])
-    if run.accelerator.is_main_process:
-        labels = {row_set.name: row_set.labels.double().numpy() for row_set in sets}
-        _write_epoch(run, epoch, {name: _sigmoid(values) for name, values in logits.items()}, labels)
+    labels = {row_set.name: row_set.labels.double().numpy() for row_set in sets}
+    _write_epoch(run, epoch, {name: _sigmoid(values) for name, values in logits.items()}, labels)
     run.accelerator.wait_for_everyone()
 
 
@@ -56,18 +59,32 @@ def finish_run(run: Run) -> Path:
 
 
 def _logits(run: Run, row_set: RowSet) -> Array:
-    """Logits ``[rows, 1 + K]``, the highest of each row's windows; each process scores its share."""
+    """Logits ``[rows, 1 + K]``, the highest of each row's windows; each process scores its share.
+
+    Every process runs the same number of forward passes, a short one for each that it lacks: sharded parameters are
+    gathered in each pass, by all together.
+    """
     accelerator = run.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     run.model.eval()
-    share = row_set.windows[rank::world]
+    shares = [row_set.windows[other::world] for other in range(world)]
+    passes = [len(plan_batches([len(ids) for group in part for ids in group], _TOKENS)) for part in shares]
+    share = shares[rank]
     flat = [window for windows in share for window in windows]
+    score = partial(
+        batched_logits,
+        run.model,
+        pad_id=run.base.pad_id,
+        precision=run.config.precision,
+        tokens_per_batch=_TOKENS,
+    )
     with progress(f"evaluate {row_set.name}", len(flat), unit="windows", shown=accelerator.is_main_process) as tick:
-        logits = batched_logits(
-            run.model, flat, pad_id=run.base.pad_id, precision=run.config.precision, tokens_per_batch=4096, done=tick
-        )
+        logits = score(flat, done=tick)
+        for _ in range(max(passes) - passes[rank]):
+            score(row_set.windows[0][:1])
     parts = torch.split(logits, [len(windows) for windows in share])
-    highest = [part.amax(0).numpy() for part in parts]
+    # The shape holds for a process without a row, too: a set may have fewer rows than there are processes.
+    highest = np.array([part.amax(0).numpy() for part in parts]).reshape(-1, run.model.outputs)
     gathered = np.empty((len(row_set.windows), run.model.outputs))
     for other, part in enumerate(gather_object([highest])):
         gathered[other::world] = part
@@ -82,12 +99,17 @@ def _save_logits(run: Run, epoch: int, row_set: RowSet, logits: Array) -> None:
 
 
 def _write_epoch(run: Run, epoch: int, scores: dict[str, Array], labels: dict[str, Array]) -> None:
-    """Checkpoint, plots and metrics of an epoch; the line that completes it comes last."""
-    run.folder.forget_epoch(epoch)
+    """Checkpoint, plots and metrics of an epoch, by the main process; the line that completes it comes last."""
+    main = run.accelerator.is_main_process
+    if main:
+        run.folder.forget_epoch(epoch)
     records = [_record(run, epoch, name, scores[name], labels[name]) for name in scores]
     calibration = _calibration(run, scores["validation"], labels["validation"])
     spec = _spec(run, calibration, {"epoch": epoch, "sets": {r["set"]: r["harmfulness"] for r in records}})
-    guard.save(run.model, spec, run.folder.checkpoint(epoch), card=model_card(spec), licence=_licence(run))
+    card, licence = model_card(spec), _licence(run)
+    guard.save(run.model, spec, run.folder.checkpoint(epoch), card=card, licence=licence, main=main)
+    if not main:
+        return
     loss_curves(read_records(run.folder.steps), run.folder.path / "loss.png")
     known = {name: ~np.isnan(labels[name][:, 0]) for name in scores}
     curves = {name: (scores[name][known[name], 0], labels[name][known[name], 0] == 1) for name in scores}

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from lora_guard import adapter, base_model
 from lora_guard.config import TrainConfig
@@ -46,6 +47,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
     """
     _check_trackers(config)
     accelerator = Accelerator(mixed_precision="no", log_with=list(config.log_with) or None, project_dir=str(out))
+    _check_sharding(accelerator)
     _check_processes(accelerator, config)
     folder = RunFolder.open(out, config, resume=resume, main=accelerator.is_main_process)
     run = _set_up(config, folder, accelerator)
@@ -67,8 +69,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
                 accelerator.log({k: v for k, v in record.items() if k not in ("step", "epoch")}, step=step)
                 if accelerator.is_main_process:
                     folder.log_step(record)
-                    if step % config.state_every == 0 or step == ends[epoch]:
-                        save_state(out, step, parameters, run.optimizer, rows_hash)
+                if step % config.state_every == 0 or step == ends[epoch]:
+                    save_state(out, step, parameters, run.optimizer, rows_hash, main=accelerator.is_main_process)
                 tick(1, f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
         if not folder.has_epoch(epoch + 1):
             finish_epoch(run, epoch + 1)
@@ -98,6 +100,26 @@ def _check_processes(accelerator: Accelerator, config: TrainConfig) -> None:
         )
     backend = torch.distributed.get_backend() if found > 1 else "no distribution"
     accelerator.print(f"{found} process{'es' if found > 1 else ''} ({backend}) on {accelerator.device.type}")
+
+
+def _check_sharding(accelerator: Accelerator) -> None:
+    """Refuse what hides or renames parameters, or keeps them where no pass runs: a guard would lack its weights."""
+    kind = accelerator.distributed_type
+    refused = None
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        refused = kind.value
+    elif kind == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if not accelerator.is_fsdp2:
+            refused = "FSDP version 1"
+        elif plugin.activation_checkpointing:
+            refused = "FSDP with activation checkpointing"
+        elif isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+            refused = "FSDP with parameters on the CPU"
+    if refused is not None:
+        raise ConfigError(
+            f"accelerate is configured for {refused}; allowed: one copy a process, or plain FSDP version 2"
+        )
 
 
 def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> Run:
@@ -187,7 +209,7 @@ def _backward(run: Run, part: Sequence[int], counts: Tensor, *, last: bool) -> T
         with autocast(device, run.config.precision):
             logits = run.wrapped(batch.input_ids.to(device), batch.attention_mask.to(device))
         terms = loss_terms(logits.float(), batch.labels.to(device), run.pos_weight, counts)
-        # DDP averages gradients over processes; the terms are already shares of one global sum.
+        # DDP and FSDP average gradients over processes; the terms are already shares of one global sum.
         accelerator.backward(0.5 * terms.sum() * accelerator.num_processes)
     return terms.detach()
 
