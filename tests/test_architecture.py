@@ -21,6 +21,7 @@ ORDER = [
     "conversation",
     "taxonomy",
     "render",
+    "pieces",
     "base_model",
     "sharding",
     "adapter",
