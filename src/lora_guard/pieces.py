@@ -46,7 +46,7 @@ def _state(part: Any) -> dict[str, Any]:
 
 
 def _schemes(part: dict[str, Any]) -> set[str]:
-    """Where a part of a tokenizer adds a blank: ``first`` in the text, ``always`` behind control tokens too, ``never``."""
+    """Where a part of a tokenizer adds a blank: ``first`` of all, ``always`` (behind control tokens too), ``never``."""
     if part.get("type") == "Prepend":
         return {"always"}
     if part.get("type") == "Metaspace":
