@@ -99,23 +99,17 @@ def batched_logits(
     """
     device = model.heads.weight.device
     logits = torch.empty(len(rows), model.outputs)
-    for batch in plan_batches([len(row) for row in rows], tokens_per_batch):
-        ids, mask = pad([rows[index] for index in batch], pad_id)
-        with out_of_memory(f"a batch of {len(batch)} rows of {ids.shape[1]} tokens"), autocast(device, precision):
-            logits[batch] = model(ids.to(device), mask.to(device)).cpu()
-        done(len(batch))
-    return logits
-
-
-def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """The rows of each forward pass of :func:`batched_logits`, as indices: sorted by length, the longest first."""
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
-    batches: list[list[int]] = []
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     start = 0
     while start < len(order):
-        batches.append(order[start : start + max(1, tokens_per_batch // lengths[order[start]])])
-        start += len(batches[-1])
-    return batches
+        width = len(rows[order[start]])
+        batch = order[start : start + max(1, tokens_per_batch // width)]
+        ids, mask = pad([rows[index] for index in batch], pad_id)
+        with out_of_memory(f"a batch of {len(batch)} rows of {width} tokens"), autocast(device, precision):
+            logits[batch] = model(ids.to(device), mask.to(device)).cpu()
+        start += len(batch)
+        done(len(batch))
+    return logits
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
