@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from lora_guard import TrainConfig
-from lora_guard.training import finish, loop
+from lora_guard.training import loop
 
 
 class ShardingAccelerator(Accelerator):
@@ -36,7 +36,6 @@ class Killed(BaseException):
 
 def main(config: TrainConfig, folder: Path) -> None:
     loop.Accelerator = ShardingAccelerator  # type: ignore[misc]
-    finish._TOKENS = 100  # so that an evaluation takes several passes
     loop.train(config, folder / "sharded")
     step = loop._step
 

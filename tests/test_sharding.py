@@ -89,7 +89,7 @@ def test_shards_train_the_weights_of_whole_parameters(folder: Path) -> None:
         assert [step[key] for step in steps[1]] == pytest.approx([step[key] for step in steps[0]], rel=1e-3)
 
 
-def test_every_set_is_evaluated_whatever_number_of_passes_each_process_has(folder: Path) -> None:
+def test_every_set_is_evaluated_however_few_rows_it_has(folder: Path) -> None:
     for name, rows in {"held": 3, "single": 1, "validation": 8}.items():
         logits = [load_file(folder / run / "logits" / f"epoch-2.{name}.safetensors") for run in ("one", "sharded")]
         assert len(logits[1]["logits"]) == rows

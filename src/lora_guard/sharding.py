@@ -1,6 +1,6 @@
 """Whole tensors from parameters that several processes hold in shards (FSDP), and back.
 
-Every process calls these functions, in the same order: each is an exchange between them where a tensor is sharded.
+Every process calls :func:`whole` and :func:`as_held`, in the same order: with a sharded tensor they are an exchange.
 """
 
 from collections.abc import Mapping
@@ -27,6 +27,11 @@ def as_held(value: Tensor, parameter: nn.Parameter) -> Tensor:
     if isinstance(parameter, DTensor):
         return distribute_tensor(held, parameter.device_mesh, parameter.placements)
     return held
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether several processes hold parts of the model's parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _whole(tensor: Tensor) -> Tensor:

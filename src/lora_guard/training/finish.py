@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,15 @@ from lora_guard import files, guard
 from lora_guard.artifact import BaseReference, DataReference, GuardSpec, HeadsShape
 from lora_guard.evaluation.metrics import best_f1_threshold, point_metrics
 from lora_guard.evaluation.plots import loss_curves, pr_curves
-from lora_guard.model import batched_logits, plan_batches
+from lora_guard.model import batched_logits
 from lora_guard.progress import progress
+from lora_guard.sharding import is_sharded
 from lora_guard.training.card import model_card
 from lora_guard.training.rows import RowSet
 from lora_guard.training.run import Run, read_records
 from lora_guard.verdict import Calibration, Calibrator
 
 Array = NDArray[np.float64]
-
-_TOKENS = 4096
-"""Of an evaluation's forward pass, padding included."""
 
 
 def finish_epoch(run: Run, epoch: int) -> None:
@@ -61,32 +58,25 @@ def finish_run(run: Run) -> Path:
 def _logits(run: Run, row_set: RowSet) -> Array:
     """Logits ``[rows, 1 + K]``, the highest of each row's windows; each process scores its share.
 
-    Every process runs the same number of forward passes, a short one for each that it lacks: sharded parameters are
-    gathered in each pass, by all together.
+    Where parameters are sharded each scores all rows: a forward pass is then one of all processes together, and a share
+    of its own would leave the others waiting.
     """
     accelerator = run.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
+    if is_sharded(run.model):
+        rank, world = 0, 1
     run.model.eval()
-    shares = [row_set.windows[other::world] for other in range(world)]
-    passes = [len(plan_batches([len(ids) for group in part for ids in group], _TOKENS)) for part in shares]
-    share = shares[rank]
+    share = row_set.windows[rank::world]
     flat = [window for windows in share for window in windows]
-    score = partial(
-        batched_logits,
-        run.model,
-        pad_id=run.base.pad_id,
-        precision=run.config.precision,
-        tokens_per_batch=_TOKENS,
-    )
     with progress(f"evaluate {row_set.name}", len(flat), unit="windows", shown=accelerator.is_main_process) as tick:
-        logits = score(flat, done=tick)
-        for _ in range(max(passes) - passes[rank]):
-            score(row_set.windows[0][:1])
+        logits = batched_logits(
+            run.model, flat, pad_id=run.base.pad_id, precision=run.config.precision, tokens_per_batch=4096, done=tick
+        )
     parts = torch.split(logits, [len(windows) for windows in share])
     # The shape holds for a process without a row, too: a set may have fewer rows than there are processes.
     highest = np.array([part.amax(0).numpy() for part in parts]).reshape(-1, run.model.outputs)
     gathered = np.empty((len(row_set.windows), run.model.outputs))
-    for other, part in enumerate(gather_object([highest])):
+    for other, part in enumerate(gather_object([highest])[:world]):
         gathered[other::world] = part
     return gathered
 
