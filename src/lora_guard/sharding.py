@@ -29,11 +29,6 @@ def as_held(value: Tensor, parameter: nn.Parameter) -> Tensor:
     return held
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether several processes hold parts of the model's parameters."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
 def _whole(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

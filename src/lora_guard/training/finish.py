@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from safetensors.torch import save
+from torch.distributed.fsdp import FSDPModule
 
 from lora_guard import files, guard
 from lora_guard.artifact import BaseReference, DataReference, GuardSpec, HeadsShape
@@ -18,7 +19,6 @@ from lora_guard.evaluation.metrics import best_f1_threshold, point_metrics
 from lora_guard.evaluation.plots import loss_curves, pr_curves
 from lora_guard.model import batched_logits
 from lora_guard.progress import progress
-from lora_guard.sharding import is_sharded
 from lora_guard.training.card import model_card
 from lora_guard.training.rows import RowSet
 from lora_guard.training.run import Run, read_records
@@ -63,7 +63,7 @@ def _logits(run: Run, row_set: RowSet) -> Array:
     """
     accelerator = run.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
-    if is_sharded(run.model):
+    if isinstance(run.model, FSDPModule):
         rank, world = 0, 1
     run.model.eval()
     share = row_set.windows[rank::world]
