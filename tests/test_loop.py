@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_folder
+from typer.testing import CliRunner
 
 from lora_guard import Conversation, Guard, TrainConfig, base_model, files
+from lora_guard.cli import app
 from lora_guard.errors import ArtifactError, ConfigError, DataError, ResourceError
 from lora_guard.training import finish, loop
 from lora_guard.training.loop import train
@@ -201,7 +203,7 @@ def test_a_killed_process_resumes_to_the_same_weights(make_config: Callable[...,
     process.wait()
     with steps.open("a", encoding="utf-8") as file:
         file.write('{"step": 99')  # a line that a kill cut short
-    subprocess.run([*command[:5], "--resume"], check=True, capture_output=True)
+    CliRunner().invoke(app, ["train", str(out), "--config", command[-1], "--resume"], catch_exceptions=False)
     assert_same(tmp_path / "whole", out)
 
 

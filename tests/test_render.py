@@ -43,7 +43,7 @@ DIALOGUE = EXCHANGE.with_message("user", "And then?").with_message("assistant", 
 def renderer(template: str = CHATML) -> Renderer:
     return Renderer(
         template,
-        lambda text: TOKENIZER.encode(text, add_special_tokens=False),
+        lambda text, before: TOKENIZER.encode(text, add_special_tokens=False),
         control_tokens=CONTROL,
         variables=TOKENIZER.special_tokens_map,
     )

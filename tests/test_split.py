@@ -73,7 +73,7 @@ def test_one_of_each_kind_of_duplicate_stays_and_it_is_the_first(texts: list[str
     examples = [example(text) for text in texts]
     kept, dropped = drop_duplicates(examples)
     first = {fold(text): index for index, text in reversed(list(enumerate(texts)))}
-    assert {id(row) for row in kept} == {id(examples[index]) for index in first.values()}
+    assert [id(row) for row in kept] == [id(examples[index]) for index in sorted(first.values())]
     assert dropped == len(examples) - len(kept)
     assert drop_duplicates(kept) == (kept, 0)
 
@@ -86,9 +86,9 @@ def test_rows_of_other_labels_are_no_duplicates() -> None:
 
 
 def test_duplicates_are_dropped_and_counted_and_the_first_stays() -> None:
-    rows = [example("a", "x"), example("A!", "x"), example("a", "y"), example("a", "x", harmful=True)]
+    rows = [example("a", "x"), example("a", "y"), example("A!", "x"), example("a", "x", harmful=True)]
     kept, dropped = drop_duplicates(rows)
-    assert kept == [rows[0], rows[2], rows[3]]
+    assert kept == [rows[0], rows[1], rows[3]]
     assert dropped == 1
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_guard.errors import ArtifactError, ConfigError, allowed
+from lora_guard.sharding import whole
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -122,7 +123,7 @@ def config_dict(model: PreTrainedModel, base_name: str) -> dict[str, Any]:
 
 def weights(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """The adapter's tensors by their names in PEFT's ``adapter_model.safetensors``; empty without an adapter."""
-    return {name: p.detach().to("cpu", dtype).contiguous() for name, p in _parameters(model).items()}
+    return whole(_parameters(model), dtype)
 
 
 @contextmanager

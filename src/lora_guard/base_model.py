@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from lora_guard.errors import ModelError, ResourceError
+from lora_guard.pieces import encoder
 from lora_guard.render import Renderer
 
 DEFAULT = "default"
@@ -127,11 +128,13 @@ def load(name: str = DEFAULT, *, revision: str | None = None, dtype: torch.dtype
 def renderer(base: BaseModel) -> Renderer:
     """The renderer of a chat model's conversations, for training, moderation and chat alike."""
     tokenizer = base.tokenizer
+    encode, blank_begins_word = encoder(tokenizer)
     return Renderer(
         base.chat_template,
-        lambda text: tokenizer.encode(text, add_special_tokens=False),
+        encode,
         control_tokens=[*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values())],
         variables=tokenizer.special_tokens_map,
+        blank_begins_word=blank_begins_word,
     )
 
 

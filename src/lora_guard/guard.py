@@ -16,6 +16,7 @@ from lora_guard.engine.torch_engine import TorchEngine
 from lora_guard.errors import ArtifactError, InputError
 from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel
+from lora_guard.sharding import whole
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
 
@@ -237,12 +238,20 @@ def build(base: base_model.BaseModel, saved: Artifact) -> GuardModel:
     return model.eval().requires_grad_(False)
 
 
-def save(model: GuardModel, spec: GuardSpec, folder: Path, *, card: str, licence: str | None = None) -> None:
+def save(
+    model: GuardModel, spec: GuardSpec, folder: Path, *, card: str, licence: str | None = None, main: bool = True
+) -> None:
     """Write the guard of a model to a folder, adapter in bf16 and heads in fp32, in one step.
+
+    Where several processes hold the model every one of them calls this, for it gathers sharded parameters; the ``main``
+    one writes.
 
     Raises:
         ResourceError: no disk space.
     """
+    tensors, heads = adapter.weights(model.base, torch.bfloat16), whole(model.heads.state_dict())
+    if not main:
+        return
     config: dict[str, Any] | None = None
     if spec.adapter != "none":
         config = adapter.config_dict(model.base, spec.base.name)
@@ -250,8 +259,8 @@ def save(model: GuardModel, spec: GuardSpec, folder: Path, *, card: str, licence
         folder,
         spec,
         adapter_config=config,
-        tensors=adapter.weights(model.base, torch.bfloat16),
-        heads={name: tensor.cpu().contiguous() for name, tensor in model.heads.state_dict().items()},
+        tensors=tensors,
+        heads=heads,
         card=card,
         licence=licence,
     )

@@ -133,7 +133,7 @@ def _rows_done(guard: Guard, source: Path, output: Path, total: int) -> int:
     """How many rows the output holds in whole groups; what a kill left behind them is removed.
 
     Raises:
-        DataError: the output's rows are not those of the source, or were judged with another threshold.
+        DataError: the output's rows are not those of the source, or were judged with other categories or thresholds.
         ResourceError: the output cannot be written.
     """
     if not output.exists():
@@ -159,8 +159,20 @@ def _check_written(
     verdict = written.get("verdict")
     if row is None or not isinstance(verdict, Mapping) or _without_verdict(written) != _without_verdict(row):
         raise DataError(f"{output}:{number} is not the verdict on that row of the input; allowed: a new output file")
-    if verdict.get("threshold") != guard.spec.calibration.harmful.threshold:
+    calibration = guard.spec.calibration
+    expected = (calibration.harmful.threshold, {name: c.threshold for name, c in calibration.categories.items()})
+    if _thresholds(verdict) != expected:
         raise DataError(f"{output}:{number} was judged by another guard; allowed: a new output file")
+
+
+def _thresholds(verdict: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The threshold of harmfulness and of each category in a written verdict, None where there is none."""
+    categories = verdict.get("categories")
+    decisions = categories if isinstance(categories, Mapping) else {}
+    return verdict.get("threshold"), {
+        name: decision.get("threshold") if isinstance(decision, Mapping) else None
+        for name, decision in decisions.items()
+    }
 
 
 def _without_verdict(row: Mapping[str, Any]) -> str:

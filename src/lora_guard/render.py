@@ -27,8 +27,12 @@ from lora_guard.errors import ConfigError, ModelError
 RENDER_VERSION = 1
 """Saved with a guard: a guard is only read by a renderer that gives the ids it was trained on."""
 
-Encode = Callable[[str], list[int]]
-"""Text -> token ids, control tokens parsed, nothing added at either end."""
+Encode = Callable[[str, int | None], list[int]]
+"""Text, and the id that it follows (None at the beginning) -> token ids, control tokens parsed, nothing added."""
+
+
+# Stands for the id of some text before a piece; no control token has it.
+_TEXT = -1
 
 
 class Segment(NamedTuple):
@@ -90,9 +94,11 @@ class Renderer:
 
     Args:
         template: the model's chat template (jinja2).
-        encode: text -> token ids, control tokens parsed.
+        encode: text and the id before it -> token ids, control tokens parsed.
         control_tokens: the tokenizer's special and added tokens; message content never yields one of them.
         variables: what the template may name beside ``messages``: ``bos_token``, ``eos_token`` and the like.
+        blank_begins_word: whether a blank is encoded with the word behind it alone, so that a blank at the end of
+            template text belongs to the content that follows.
 
     Raises:
         ModelError: the template is not valid jinja2.
@@ -105,6 +111,7 @@ class Renderer:
         *,
         control_tokens: Collection[str],
         variables: Mapping[str, Any] | None = None,
+        blank_begins_word: bool = False,
     ) -> None:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         # No strftime_now: templates that can name the date fall back to a fixed one; ids depend on the text alone.
@@ -115,7 +122,8 @@ class Renderer:
             raise ModelError(f"chat template is not valid jinja2: {error}") from error
         self._encode = encode
         self._variables = dict(variables or {})
-        self._template_ids: dict[str, list[int]] = {}
+        self._blank_begins_word = blank_begins_word
+        self._template_ids: dict[tuple[str, int | None], list[int]] = {}
         tokens = sorted((re.escape(token) for token in control_tokens if token.strip()), key=len, reverse=True)
         self._control = re.compile(f"(?=(?:{'|'.join(tokens)}))") if tokens else None
 
@@ -132,7 +140,8 @@ class Renderer:
         except TemplateError as error:
             roles = ", ".join(message.role for message in messages)
             raise ModelError(f"the chat template refuses messages of roles {roles}: {error}") from error
-        return list(_split(text, messages))
+        segments = list(_split(text, messages))
+        return list(_move_blanks(segments)) if self._blank_begins_word else segments
 
     def judged(self, conversation: Conversation, target: Target, invocation: str) -> Rendered:
         """What the guard reads to judge the conversation's last message of the target's kind.
@@ -147,11 +156,12 @@ class Renderer:
         first_content = next(i for i, segment in enumerate(segments) if not segment.is_control)
         content = next(i for i, segment in enumerate(segments) if segment.message == last)
         header = content - (content > first_content and segments[content - 1].is_control)
+        ids = self._ids(segments)
         return Rendered(
-            opening=self._ids(segments[:first_content]),
-            context=self._ids(segments[first_content:header]),
-            header=self._ids(segments[header:content]),
-            target=self._ids(segments[content : content + 1]),
+            opening=_joined(ids[:first_content]),
+            context=_joined(ids[first_content:header]),
+            header=_joined(ids[header:content]),
+            target=ids[content],
             invocation=self.template_ids(invocation),
         )
 
@@ -169,8 +179,8 @@ class Renderer:
         if held:
             segments = segments[next(i for i, s in enumerate(segments) if s.message == held - 1) + 1 :]
         end = next(i for i, s in enumerate(segments) if s.message == len(conversation.messages) - 1) + 1
-        prompt = self._ids(segments[:end])
-        return prompt + self._ids(segments[end:]), len(prompt)
+        ids = self._ids(segments, begins=not held)
+        return _joined(ids), len(_joined(ids[:end]))
 
     @cached_property
     def end_of_turn(self) -> str:
@@ -200,23 +210,31 @@ class Renderer:
                 return text[marks[0].end() : marks[1].start()]
         raise ModelError("the chat template shows no turn behind an answer; allowed: a guard with its own 'invocation'")
 
-    def template_ids(self, text: str) -> list[int]:
-        """Ids of template text, control tokens parsed."""
-        if text not in self._template_ids:
-            self._template_ids[text] = self._encode(text)
-        return self._template_ids[text]
+    def template_ids(self, text: str, before: int | None = _TEXT) -> list[int]:
+        """Ids of template text, control tokens parsed; ``before`` is the id that it follows, some text's by default."""
+        if (text, before) not in self._template_ids:
+            self._template_ids[text, before] = self._encode(text, before)
+        return self._template_ids[text, before]
 
-    def content_ids(self, text: str) -> list[int]:
+    def content_ids(self, text: str, before: int | None = _TEXT) -> list[int]:
         """Ids of message content: a control token spelled out in it is cut after its first character and stays text."""
-        if self._control is None:
-            return self._encode(text)
-        cuts = [0, *(match.start() + 1 for match in self._control.finditer(text)), len(text)]
-        pieces = [text[start:end] for start, end in pairwise(cuts)]
-        return [token for piece in pieces if piece for token in self._encode(piece)]
+        matches = [] if self._control is None else self._control.finditer(text)
+        cuts = [0, *(match.start() + 1 for match in matches), len(text)]
+        ids: list[int] = []
+        for piece in (text[start:end] for start, end in pairwise(cuts) if start < end):
+            ids += self._encode(piece, _TEXT if ids else before)
+        return ids
 
-    def _ids(self, segments: Sequence[Segment]) -> list[int]:
-        parts = (self.template_ids(s.text) if s.is_control else self.content_ids(s.text) for s in segments)
-        return [token for part in parts for token in part]
+    def _ids(self, segments: Sequence[Segment], *, begins: bool = True) -> list[list[int]]:
+        """The ids of each segment; ``begins`` says that the first begins the text rather than follows content."""
+        before = None if begins else _TEXT
+        parts: list[list[int]] = []
+        for segment in segments:
+            ids = (self.template_ids if segment.is_control else self.content_ids)(segment.text, before)
+            parts.append(ids)
+            if ids:
+                before = ids[-1] if segment.is_control else _TEXT
+        return parts
 
 
 # A window with less room for text than this shows too little to be judged.
@@ -253,6 +271,21 @@ def _split(text: str, messages: Sequence[Message]) -> Iterator[Segment]:
         yield Segment(text[position:], None)
     if shown != list(range(len(messages))):
         raise ModelError("the chat template does not show each message once and in order; allowed: one that does")
+
+
+def _move_blanks(segments: Sequence[Segment]) -> Iterator[Segment]:
+    """Move the blanks at the end of template text to the content behind it."""
+    moved = ""
+    for segment, following in zip(segments, [*segments[1:], Segment("", None)], strict=True):
+        text, moved = moved + segment.text, ""
+        if segment.is_control and not following.is_control and following.text:
+            kept = text.rstrip(" ")
+            text, moved = kept, text[len(kept) :]
+        yield Segment(text, segment.message)
+
+
+def _joined(parts: Sequence[Sequence[int]]) -> list[int]:
+    return [token for part in parts for token in part]
 
 
 def _overlapping(ids: list[int], size: int) -> list[list[int]]:

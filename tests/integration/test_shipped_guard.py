@@ -1,15 +1,17 @@
 """The guard that ships in the package, on the real default chat model: verdicts, sizes, an unchanged chat."""
 
 import json
-import subprocess
-import sys
+import runpy
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Taxonomy, base_model
+from lora_guard.cli import app
 from lora_guard.guard import find
 
 pytestmark = pytest.mark.integration
@@ -56,7 +58,7 @@ def test_the_guard_is_small_carries_its_licence_and_holds_no_pickle() -> None:
 def test_generation_is_that_of_the_untouched_chat_model(guard: Guard) -> None:
     untouched = base_model.load()
     ids, _ = guard.engine.renderer.chat(UNHARMFUL[0])
-    expected = untouched.model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :].tolist()
+    expected = untouched.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
     session = guard.session()
     session.append(ids)
     tokens = []
@@ -74,8 +76,8 @@ def test_a_text_scores_the_same_through_api_session_batch_and_command_line(guard
     session.append(guard.engine.renderer.judged(conversation, "response", "").prefix)
     held = guard.verdict(session.judge("response"), "response").score
     prompt, response = (message.content for message in conversation.messages)
-    command = [sys.executable, "-m", "lora_guard", "moderate", "--json", "--prompt", prompt, "--response", response]
-    printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    words = ["moderate", "--json", "--prompt", prompt, "--response", response]
+    printed = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
     for other in (together, held, printed["score"]):
         assert other == pytest.approx(score, abs=0.03)  # bf16 products; 1e-4 in fp32, see tests/test_torch_engine.py
 
@@ -121,7 +123,12 @@ def test_a_blocked_answer_shows_no_more_than_its_last_unflagged_check_covers(gua
     assert shown == "".join(event for event in scored[:before] if isinstance(event, str))
 
 
-def test_the_demo_runs(tmp_path: Path) -> None:
-    demo = Path(__file__).parents[2] / "examples" / "demo.py"
-    result = subprocess.run([sys.executable, demo], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "flagged from" in result.stdout
+def test_the_demo_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = Guard.chat
+
+    def short(guard: Guard, conversation: Conversation, *, max_tokens: int) -> Any:
+        return chat(guard, conversation, max_tokens=min(8, max_tokens))
+
+    monkeypatch.setattr(Guard, "chat", short)
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "demo.py"), run_name="__main__")
+    assert "flagged from" in capsys.readouterr().out

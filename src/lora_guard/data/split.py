@@ -24,8 +24,11 @@ def fold(prompt: str) -> str:
 
 def drop_duplicates(examples: Sequence[Example]) -> tuple[list[Example], int]:
     """Keep the first of examples with the same prompt (folded), response and labels; how many were dropped."""
-    kept = {(fold(e.prompt), e.response, e.harmful, tuple(sorted(e.categories.items()))): e for e in reversed(examples)}
-    return list(reversed(kept.values())), len(examples) - len(kept)
+    kept: dict[object, Example] = {}
+    for example in examples:
+        labels = (example.harmful, tuple(sorted(example.categories.items())))
+        kept.setdefault((fold(example.prompt), example.response, labels), example)
+    return list(kept.values()), len(examples) - len(kept)
 
 
 def drop_overlap(examples: Sequence[Example], held_out: Iterable[Example]) -> tuple[list[Example], int]:

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from safetensors.torch import save
+from torch.distributed.fsdp import FSDPModule
 
 from lora_guard import files, guard
 from lora_guard.artifact import BaseReference, DataReference, GuardSpec, HeadsShape
@@ -38,9 +39,8 @@ def finish_epoch(run: Run, epoch: int) -> None:
         logits[row_set.name] = _logits(run, row_set)
         if run.accelerator.is_main_process:
             _save_logits(run, epoch, row_set, logits[row_set.name])
-    if run.accelerator.is_main_process:
-        labels = {row_set.name: row_set.labels.double().numpy() for row_set in sets}
-        _write_epoch(run, epoch, {name: _sigmoid(values) for name, values in logits.items()}, labels)
+    labels = {row_set.name: row_set.labels.double().numpy() for row_set in sets}
+    _write_epoch(run, epoch, {name: _sigmoid(values) for name, values in logits.items()}, labels)
     run.accelerator.wait_for_everyone()
 
 
@@ -56,9 +56,15 @@ def finish_run(run: Run) -> Path:
 
 
 def _logits(run: Run, row_set: RowSet) -> Array:
-    """Logits ``[rows, 1 + K]``, the highest of each row's windows; each process scores its share."""
+    """Logits ``[rows, 1 + K]``, the highest of each row's windows; each process scores its share.
+
+    Where parameters are sharded each scores all rows: a forward pass is then one of all processes together, and a share
+    of its own would leave the others waiting.
+    """
     accelerator = run.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
+    if isinstance(run.model, FSDPModule):
+        rank, world = 0, 1
     run.model.eval()
     share = row_set.windows[rank::world]
     flat = [window for windows in share for window in windows]
@@ -67,9 +73,10 @@ def _logits(run: Run, row_set: RowSet) -> Array:
             run.model, flat, pad_id=run.base.pad_id, precision=run.config.precision, tokens_per_batch=4096, done=tick
         )
     parts = torch.split(logits, [len(windows) for windows in share])
-    highest = [part.amax(0).numpy() for part in parts]
+    # The shape holds for a process without a row, too: a set may have fewer rows than there are processes.
+    highest = np.array([part.amax(0).numpy() for part in parts]).reshape(-1, run.model.outputs)
     gathered = np.empty((len(row_set.windows), run.model.outputs))
-    for other, part in enumerate(gather_object([highest])):
+    for other, part in enumerate(gather_object([highest])[:world]):
         gathered[other::world] = part
     return gathered
 
@@ -82,12 +89,17 @@ def _save_logits(run: Run, epoch: int, row_set: RowSet, logits: Array) -> None:
 
 
 def _write_epoch(run: Run, epoch: int, scores: dict[str, Array], labels: dict[str, Array]) -> None:
-    """Checkpoint, plots and metrics of an epoch; the line that completes it comes last."""
-    run.folder.forget_epoch(epoch)
+    """Checkpoint, plots and metrics of an epoch, by the main process; the line that completes it comes last."""
+    main = run.accelerator.is_main_process
+    if main:
+        run.folder.forget_epoch(epoch)
     records = [_record(run, epoch, name, scores[name], labels[name]) for name in scores]
     calibration = _calibration(run, scores["validation"], labels["validation"])
     spec = _spec(run, calibration, {"epoch": epoch, "sets": {r["set"]: r["harmfulness"] for r in records}})
-    guard.save(run.model, spec, run.folder.checkpoint(epoch), card=model_card(spec), licence=_licence(run))
+    card, licence = model_card(spec), _licence(run)
+    guard.save(run.model, spec, run.folder.checkpoint(epoch), card=card, licence=licence, main=main)
+    if not main:
+        return
     loss_curves(read_records(run.folder.steps), run.folder.path / "loss.png")
     known = {name: ~np.isnan(labels[name][:, 0]) for name in scores}
     curves = {name: (scores[name][known[name], 0], labels[name][known[name], 0] == 1) for name in scores}

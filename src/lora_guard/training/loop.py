@@ -12,8 +12,9 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, register_fsdp_forward_method
 
 from lora_guard import adapter, base_model
 from lora_guard.config import TrainConfig
@@ -48,11 +49,14 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
     """
     _check_trackers(config)
     accelerator = Accelerator(mixed_precision="no", log_with=list(config.log_with) or None, project_dir=str(out))
+    _check_sharding(accelerator)
     _check_processes(accelerator, config)
     folder = RunFolder.open(out, config, resume=resume, main=accelerator.is_main_process)
     run = _set_up(config, folder, accelerator)
     plans = [plan_epoch(_lengths(run), config.batch_size, config.seed, e, run.rows.draws) for e in range(config.epochs)]
     ends = [sum(len(plan) for plan in plans[: epoch + 1]) for epoch in range(config.epochs)]
+    if isinstance(run.model, FSDPModule):
+        run.model.reshard()  # what the set-up read gathered the parameters; states hold shards
     parameters, rows_hash = run.model.trainable(), _hash(run.rows)
     step = load_state(out, parameters, run.optimizer, rows_hash) if resume else 0
     if accelerator.is_main_process:
@@ -71,8 +75,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
                 accelerator.log({k: v for k, v in record.items() if k not in ("step", "epoch")}, step=step)
                 if accelerator.is_main_process:
                     folder.log_step(record)
-                    if step % config.state_every == 0 or step == ends[epoch]:
-                        save_state(out, step, parameters, run.optimizer, rows_hash)
+                if step % config.state_every == 0 or step == ends[epoch]:
+                    save_state(out, step, parameters, run.optimizer, rows_hash, main=accelerator.is_main_process)
                 tick(1, f"loss {record['loss']:.4f}, {record['tokens_per_second']:,.0f} tokens/s")
         if not folder.has_epoch(epoch + 1):
             finish_epoch(run, epoch + 1)
@@ -104,6 +108,26 @@ def _check_processes(accelerator: Accelerator, config: TrainConfig) -> None:
     accelerator.print(f"{found} process{'es' if found > 1 else ''} ({backend}) on {accelerator.device.type}")
 
 
+def _check_sharding(accelerator: Accelerator) -> None:
+    """Refuse what hides or renames parameters, or keeps them where no pass runs: a guard would lack its weights."""
+    kind = accelerator.distributed_type
+    refused = None
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        refused = kind.value
+    elif kind == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if not accelerator.is_fsdp2:
+            refused = "FSDP version 1"
+        elif plugin.activation_checkpointing:
+            refused = "FSDP with activation checkpointing"
+        elif isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+            refused = "FSDP with parameters on the CPU"
+    if refused is not None:
+        raise ConfigError(
+            f"accelerate is configured for {refused}; allowed: one copy a process, or plain FSDP version 2"
+        )
+
+
 def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> Run:
     set_seed(config.seed)
     if config.licence_file is not None and not Path(config.licence_file).is_file():
@@ -133,6 +157,8 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) ->
     sizes = {"training rows": len(rows.train.ids), "validation rows": len(rows.validation.ids), **rows.summary}
     accelerator.print(", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sizes.items() if count))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if isinstance(model, FSDPModule):
+        register_fsdp_forward_method(model, "read")
     weight = pos_weights(rows.train.labels, config.pos_weight_max).to(accelerator.device)
     prefixes = _prefix_cache(config, accelerator, base, model, rows) if activated else None
     return Run(
@@ -217,7 +243,7 @@ def _backward(run: Run, part: Sequence[int], counts: Tensor, *, last: bool) -> T
     with synchronise:
         logits = _forward(run, [train.ids[index] for index in indices])
         terms = loss_terms(logits.float(), labels.to(device), run.pos_weight, counts)
-        # DDP averages gradients over processes; the terms are already shares of one global sum.
+        # DDP and FSDP average gradients over processes; the terms are already shares of one global sum.
         accelerator.backward(0.5 * terms.sum() * accelerator.num_processes)
     return terms.detach()
 

@@ -1,0 +1,62 @@
+"""Started by tests/test_sharding.py in two processes: runs whose parameters are sharded, and one that is killed."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+
+from lora_guard import TrainConfig
+from lora_guard.training import loop
+
+
+class ShardingAccelerator(Accelerator):
+    """accelerate chooses FSDP on GPUs only, but what it then does runs on CPUs too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            cpu_ram_efficient_loading=False,
+        )
+
+    def end_training(self) -> None:
+        """Keep the processes connected for the next run."""
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler of the program sees it."""
+
+
+def main(config: TrainConfig, folder: Path) -> None:
+    loop.Accelerator = ShardingAccelerator  # type: ignore[misc]
+    loop.train(config, folder / "sharded")
+    step = loop._step
+
+    def killing(run: Any, batch: Any, number: int, *rest: Any) -> Any:
+        assert all(isinstance(parameter, DTensor) for parameter in run.model.parameters())
+        if number == 3:
+            raise Killed
+        return step(run, batch, number, *rest)
+
+    loop._step = killing
+    try:
+        loop.train(config, folder / "killed")
+    except Killed:
+        loop._step = step
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        shutil.copytree(folder / "killed", folder / "killed-alone")
+    accelerator.wait_for_everyone()
+    loop.train(config, folder / "killed", resume=True)
+    Accelerator().end_training()
+
+
+if __name__ == "__main__":
+    main(TrainConfig.load(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -1,0 +1,99 @@
+"""The model card: what a guard was made of and how well it does, with nothing left blank."""
+
+from typing import Any
+
+import yaml
+
+from lora_guard.artifact import BaseReference, DataReference, GuardSpec, HeadsShape
+from lora_guard.training.card import model_card
+from lora_guard.verdict import Calibration, Calibrator
+
+SETS = {
+    "validation": {"auprc": 0.91234, "f1": 0.8},
+    "held": {"auprc": None, "auroc": 0.75, "precision": 1.0, "recall": 0.5, "f1": 0.6, "fpr": 0.0, "accuracy": 0.9},
+}
+
+
+def spec(**fields: Any) -> GuardSpec:
+    values: dict[str, Any] = {
+        "name": "mine",
+        "adapter": "lora",
+        "base": BaseReference(name="some/model", revision="abc", fingerprint="sha256:1", hidden_size=8, note="a note"),
+        "taxonomy": {"name": "own", "categories": ["rude", "unfair"]},
+        "invocation": "",
+        "max_length": 256,
+        "heads": HeadsShape(bias=True, harmful=True),
+        "calibration": Calibration(harmful=Calibrator(threshold=0.321), categories={}),
+        "data": [DataReference(name="rows", rows=12_345, licence="MIT"), DataReference(name="x", rows=1, licence=None)],
+        "licence": "cc-by-nc-4.0",
+        "metrics": {"epoch": 2, "sets": SETS},
+        "provenance": {"python": "3.11", "torch": "2", "transformers": "5", "peft": "0.21"},
+    }
+    return GuardSpec(**values | fields)
+
+
+def table(card: str, heading: str) -> list[list[str]]:
+    """The rows of the first table behind a heading."""
+    lines = card.split(heading, 1)[1].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_front_matter_is_yaml_that_names_base_and_licence() -> None:
+    _, front, _ = model_card(spec()).split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "lora-guard",
+        "base_model": "some/model",
+        "tags": ["content-moderation", "lora", "guardrail"],
+        "license": "other",
+        "license_name": "cc-by-nc-4.0",
+    }
+
+
+def test_a_card_says_on_what_the_guard_stands_and_what_it_tells() -> None:
+    facts = {row[0]: row[1] for row in table(model_card(spec()), "# mine") if len(row) == 2}
+    assert facts["Base model"] == "some/model at abc"
+    assert facts["The base is"] == "a note"
+    assert facts["Base weights"] == "`sha256:1`"
+    assert facts["Taxonomy"] == "own: rude; unfair"
+    assert facts["Window"].startswith("256 tokens")
+    assert facts["Licence of these weights"] == "cc-by-nc-4.0"
+
+
+def test_every_source_stands_there_with_its_rows_and_licence() -> None:
+    assert table(model_card(spec()), "## Training data")[2:] == [["rows", "12,345", "MIT"], ["x", "1", "not stated"]]
+
+
+def test_every_set_has_its_metrics_and_a_dash_where_one_is_undefined() -> None:
+    header, _, *rows = table(model_card(spec()), "## Metrics")
+    found = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+    assert found["validation"]["AUPRC"] == "0.912"
+    assert found["validation"]["FPR"] == "–"
+    assert found["held"] == {
+        "AUPRC": "–", "AUROC": "0.750", "precision": "1.000", "recall": "0.500", "F1": "0.600", "FPR": "0.000",
+        "accuracy": "0.900",
+    }  # fmt: skip
+    assert "(0.321 for harmfulness)" in model_card(spec())
+
+
+def test_what_is_not_known_is_said_to_be_not_stated() -> None:
+    base = BaseReference(name="some/model", revision=None, fingerprint="sha256:1", hidden_size=8)
+    card = model_card(spec(data=[], licence=None, base=base))
+    assert "license" not in card.split("---\n", 2)[1]
+    assert "Not stated." in card
+    facts = {row[0]: row[1] for row in table(card, "# mine") if len(row) == 2}
+    assert facts["Base model"] == "some/model"
+    assert facts["Licence of these weights"] == "not stated"
+    assert "The base is" not in facts
+
+
+def test_a_guard_without_adapter_says_so() -> None:
+    assert "low-rank adapters and linear heads" in model_card(spec())
+    card = model_card(spec(adapter="none"))
+    assert "linear heads on frozen features" in card
+    assert "low-rank adapters" not in card
