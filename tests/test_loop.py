@@ -207,9 +207,12 @@ def test_a_killed_process_resumes_to_the_same_weights(make_config: Callable[...,
     assert_same(tmp_path / "whole", out)
 
 
-def test_two_processes_train_the_weights_of_one(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapter", ["lora", "alora"])
+def test_two_processes_train_the_weights_of_one(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str
+) -> None:
     write_rows(tmp_path / "rows.jsonl", 25)  # 17 to train on: the last batch of 4 has fewer rows than processes
-    config = make_config(lora_dropout=0.0, epochs=1)
+    config = make_config(adapter=adapter, lora_dropout=0.0, epochs=1)
     train(config, tmp_path / "one")
     assert len(json.loads((tmp_path / "one" / "splits.json").read_text("utf-8"))["train"]) % config.batch_size == 1
     (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")

@@ -47,23 +47,66 @@ def test_generation_is_bit_for_bit_that_of_the_untouched_model(architecture: str
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_judgements_at_every_position_change_no_token_and_no_logit(guard: Guard, temperature: float) -> None:
+@pytest.mark.parametrize("kind", ["lora", "alora", "none"])
+def test_judgements_at_every_position_change_no_token_and_no_logit(
+    kind: str, temperature: float, tmp_path: Path
+) -> None:
+    guard = Guard.load(tiny_guard_folder(tmp_path, adapter_kind=kind), precision="fp32")
     ids, _ = guard.engine.renderer.chat(PROMPT)
     runs = []
-    for judged in (False, True):
+    for judgements in (0, 1, 3):
         session = guard.session(seed=3)
         session.append(ids)
         logits = []
-        for _ in range(12):
-            if judged:
+        for _ in range(60):
+            for _ in range(judgements):
                 session.judge("response")
-                session.judge("prompt", at=3)
+                session.judge("prompt", at=3 + judgements)
             logits.append(session.logits.clone())
             session.sample(temperature=temperature, top_p=0.9)
         runs.append((session._ids, logits))
-    (plain_ids, plain_logits), (judged_ids, judged_logits) = runs
-    assert plain_ids == judged_ids
-    assert all(torch.equal(one, other) for one, other in zip(plain_logits, judged_logits, strict=True))
+    (plain_ids, plain_logits), *others = runs
+    for judged_ids, judged_logits in others:
+        assert plain_ids == judged_ids
+        assert all(torch.equal(one, other) for one, other in zip(plain_logits, judged_logits, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["lora", "alora"])
+def test_a_judgement_never_reads_a_prefix_twice(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = Guard.load(tiny_guard_folder(tmp_path, adapter_kind=kind), precision="fp32")
+    session = guard.session()
+    session.append(guard.engine.renderer.chat(PROMPT)[0])
+    session.judge("prompt")
+    decoder = guard.engine.model.base.get_decoder()
+    read: list[int] = []
+    decoder.register_forward_pre_hook(
+        lambda module, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    invocation = len(guard.engine.model.invocation)
+    for _ in range(3):
+        session.sample()
+        session.judge("response")
+    reads_of_the_token = 1 if kind == "alora" else 2  # by the chat and, with another cache, by the guard
+    assert sum(read) == 3 * (reads_of_the_token + invocation) - (kind == "lora")  # the last one waits for a sample
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_several_sessions_decode_in_one_pass_as_they_do_alone(architecture: str, tmp_path: Path) -> None:
+    guard = Guard.load(tiny_guard_folder(tmp_path, architecture, "alora"), precision="fp32")
+    texts = [PROMPT, Conversation.of("Why?"), Conversation.of("What is the sky made of, and who says so?")]
+    runs = []
+    for batch in (False, True):
+        sessions = [guard.session() for _ in texts]
+        for session, text in zip(sessions, texts, strict=True):
+            session.append(guard.engine.renderer.chat(text)[0])
+        for _ in range(8):
+            guard.engine.decode(sessions, batch=batch)
+            for session in sessions:
+                session.sample()
+        runs.append(([session._ids for session in sessions], torch.stack([session.logits for session in sessions])))
+    (tokens, logits), (batch_tokens, batch_logits) = runs
+    assert tokens == batch_tokens
+    assert torch.allclose(logits, batch_logits, atol=1e-4)
 
 
 def test_the_guard_path_differs_from_the_base(guard: Guard) -> None:
