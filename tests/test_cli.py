@@ -14,7 +14,7 @@ from lora_guard import Conversation, Guard
 from lora_guard.cli import app
 from lora_guard.terminal import printable
 
-COMMANDS = ["train", "eval", "moderate", "chat", "doctor"]
+COMMANDS = ["train", "eval", "moderate", "chat", "bench", "doctor"]
 
 
 @pytest.fixture(scope="module")
