@@ -104,8 +104,8 @@ def show(report: Report, provenance: dict[str, Any]) -> None:
     table = Table("what", "goal", figure, "spread", "met", box=SIMPLE, title=f"bench {report.bench}")
     for name, found in report.figures.items():
         what = f"{report.bench}.{name}\n[dim]{escape(found.what)}[/dim]"
-        spread = f"{min(found.values):.3g} – {max(found.values):.3g}" if found.values else ""
-        shown = "not measured" if found.value is None else f"{found.value:.3g}"
+        spread = f"{_number(min(found.values))} – {_number(max(found.values))}" if found.values else ""
+        shown = "not measured" if found.value is None else _number(found.value)
         table.add_row(what, _goal(found), shown, spread, _MET[found.met])
     console.print(table)
     for note in report.notes:
@@ -125,6 +125,10 @@ def _goal(figure: Figure) -> str:
         return ""
     tolerance = f" ± {figure.tolerance:g}" if figure.tolerance else ""
     return f"{'≤' if figure.bound == 'at most' else '≥'} {figure.goal:g}{tolerance}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _cpu() -> str:

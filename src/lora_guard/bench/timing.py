@@ -22,9 +22,7 @@ class Timings:
         return [a / b for a, b in zip(self.seconds[side], self.seconds[against], strict=True)]
 
 
-def interleave(
-    task: str, sides: Mapping[str, Callable[[], object]], *, rounds: int, deadline: float, repeats: int = 1
-) -> Timings:
+def interleave(task: str, sides: Mapping[str, Callable[[], object]], *, rounds: int, deadline: float) -> Timings:
     """Time the sides against each other, after one uncounted turn of each.
 
     Args:
@@ -32,7 +30,6 @@ def interleave(
         sides: name -> one turn of that side.
         rounds: at most this many, and at least one.
         deadline: on the monotonic clock; the warm-up's time says how many rounds end before it.
-        repeats: a turn is called this often; its time is the mean.
     """
     began = time.monotonic()
     with progress(f"{task}, warm-up", len(sides), unit="turns") as tick:
@@ -40,15 +37,14 @@ def interleave(
             side()
             tick(1, name)
     warm_up = time.monotonic() - began
-    planned = max(1, planned_rounds(rounds, _MARGIN * warm_up * repeats, deadline))
+    planned = max(1, planned_rounds(rounds, _MARGIN * warm_up, deadline))
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     with progress(task, planned * len(sides), unit="turns") as tick:
         for number in range(planned):
             for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
                 start = time.perf_counter()
-                for _ in range(repeats):
-                    sides[name]()
-                seconds[name].append((time.perf_counter() - start) / repeats)
+                sides[name]()
+                seconds[name].append(time.perf_counter() - start)
                 tick(1, f"{name} {seconds[name][-1]:.3g} s")
     return Timings(seconds, cut(task, planned, rounds))
 
