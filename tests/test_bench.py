@@ -186,6 +186,7 @@ def test_people_get_a_table(folder: Path, tmp_path: Path) -> None:
         (["chek"], "bench 'chek' is unknown; did you mean 'check'? allowed: dual-path, check, score, train"),
         (["score", "--data", "/nowhere"], "data folder '/nowhere' not found; needed: a folder with train/"),
         (["train", "--data", "."], "cannot be read: No such file"),
+        (["memory", "--data", "."], "cannot be read: No such file"),
         (["score", "--guard", "nobody/nothing"], "guard 'nobody/nothing' not found"),
     ],
 )

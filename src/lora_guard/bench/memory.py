@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 
+from lora_guard.bench.probe import ROWS
 from lora_guard.bench.report import Figure, Report
+from lora_guard.bench.rows import EVAL_FILE
 from lora_guard.bench.setup import Setup
 from lora_guard.bench.timing import cut, planned_rounds
 from lora_guard.errors import ResourceError
@@ -23,6 +25,7 @@ def run(setup: Setup, *, rounds: int = ROUNDS) -> Report:
     Raises:
         ResourceError: a process failed, or the machine does not tell a process its peak.
     """
+    rows = setup.read_rows(EVAL_FILE, ROWS)
     peaks: dict[str, list[float]] = {"guard": [], "alone": []}
     base: dict[str, float | str] = {}
     began, planned = time.monotonic(), rounds
@@ -47,12 +50,13 @@ def run(setup: Setup, *, rounds: int = ROUNDS) -> Report:
         "alone-megabytes": Figure("resident peak of the chat model alone, MB", [p / 1e6 for p in peaks["alone"]]),
     }
     notes = cut("memory", len(ratios), rounds)
-    return Report("memory", figures, str(base["dtype"]), "generated rows of random words", notes)
+    return Report("memory", figures, str(base["dtype"]), rows.source, notes)
 
 
 def _probe(side: str, setup: Setup) -> dict[str, float | str]:
     """What one process says of itself."""
     words = [sys.executable, "-m", "lora_guard.bench.probe", side, setup.guard, str(setup.seed)]
+    words += [] if setup.data is None else [str(setup.data)]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]

@@ -14,12 +14,13 @@ from lora_guard.conversation import Conversation
 
 PROMPT_TOKENS = 128
 ANSWER_TOKENS = 64
+ROWS = 16
 
 
-def main(side: str, guard: str, seed: str) -> None:
+def main(side: str, guard: str, seed: str, data: str | None = None) -> None:
     """Chat with checks and judge (``side`` is ``guard``), or load the chat model alone and generate as much."""
-    setup = Setup(guard=guard, seed=int(seed))
-    examples = setup.read_rows(EVAL_FILE, 1).examples
+    setup = Setup(guard=guard, seed=int(seed), data=None if data is None else Path(data))
+    examples = setup.read_rows(EVAL_FILE, ROWS).examples
     if side == "guard":
         loaded = setup.load_guard()
         prompt = prompt_of(loaded.engine.renderer, examples, PROMPT_TOKENS)
