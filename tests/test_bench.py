@@ -126,6 +126,15 @@ def test_grow_races_a_checked_answer_against_an_unchecked_one(setup: Setup) -> N
     assert report.figures["exponent"].goal == 1.15
 
 
+def test_grow_says_when_the_time_ended_before_the_last_length(folder: Path) -> None:
+    report = grow.run(Setup(guard=str(folder), deadline=0.0), prompt_tokens=32, lengths=(16, 48), rounds=2)
+    assert report.figures["exponent"].value is None
+    assert report.notes == [
+        "grow: 1 of 2 rounds fitted into the time",
+        "grow: a round was stopped before 48 tokens; longer ratios are of fewer rounds",
+    ]
+
+
 def test_the_exponent_is_the_slope_of_the_checks_cost() -> None:
     lengths = (64, 128, 256, 512)
     quadratic = grow.Race({n: float(n) for n in lengths}, {n: n + n**2 / 100 for n in lengths})

@@ -54,7 +54,10 @@ def run(
     for length in lengths:
         ratios = [race.checked[length] / race.alone[length] for race in races if length in race.checked]
         figures[f"ratio-{length}"] = Figure(f"{length:,} tokens with checks ÷ generation alone", ratios)
-    return Report("grow", figures, dtype_of(setup.load_base()), rows.source, cut("grow", len(races), rounds))
+    notes = cut("grow", len(races), rounds)
+    if any(lengths[-1] not in race.checked for race in races):
+        notes.append(f"grow: a round was stopped before {lengths[-1]:,} tokens; longer ratios are of fewer rounds")
+    return Report("grow", figures, dtype_of(setup.load_base()), rows.source, notes)
 
 
 @dataclass(frozen=True)
