@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 
 from lora_guard import adapter, base_model
+from lora_guard.bench.paper import SHAPE, padded, text
+from lora_guard.bench.rows import generated
 from lora_guard.config import Source
 from lora_guard.data.batch import collate, plan_epoch
 from lora_guard.data.example import Example
@@ -30,10 +32,6 @@ from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel, autocast
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.training.loss import label_counts, loss_terms
-
-# Words of prompt and response at the 0th, 10th, … 100th percentile of BeaverTails 30k_test (3,021 rows).
-PROMPT_WORDS = (1, 6, 7, 8, 9, 11, 12, 14, 18, 23, 155)
-RESPONSE_WORDS = (1, 15, 25, 36, 46, 56, 66, 76, 88, 107, 325)
 
 MICRO_BATCH = 8
 Step = Callable[[], int]
@@ -52,8 +50,7 @@ def main() -> None:
     else:
         examples = [generated(random.Random(index), taxonomy) for index in range(arguments.rows)]
     base = base_model.load()
-    shape = adapter.LoraShape(8, 16, 0.05, ("q_proj", "v_proj"))
-    adapter.attach(base.model, shape, base_name=base.name)
+    adapter.attach(base.model, SHAPE)
     model = GuardModel(base.model, GuardHeads(base.model.config.hidden_size, len(taxonomy.categories))).train()
     optimizer = torch.optim.AdamW(model.trainable().values(), lr=3e-4)
     sides = {
@@ -66,17 +63,14 @@ def main() -> None:
 
 def paper_steps(base, model, optimizer, examples: list[Example], taxonomy: Taxonomy) -> Iterator[int]:
     """Batches of 2 in random order, each padded to the longest row of the data set."""
-    texts = [f"user: {e.prompt}\n\nagent: {e.response or ''}" for e in examples]
-    ids = [base.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    ids = [base.tokenizer.encode(text(example), add_special_tokens=False) for example in examples]
     longest = max(map(len, ids))
     order = random.Random(0).sample(range(len(ids)), len(ids))
     while True:
         for start in range(0, len(order) - 1, 2):
             rows = order[start : start + 2]
             labels = torch.tensor([examples[row].labels(taxonomy) for row in rows])
-            mask = torch.tensor([[1] * len(ids[row]) + [0] * (longest - len(ids[row])) for row in rows])
-            padded = torch.tensor([ids[row] + [base.pad_id] * (longest - len(ids[row])) for row in rows])
-            train_step(model, optimizer, [(padded, mask, labels)])
+            train_step(model, optimizer, [(*padded([ids[row] for row in rows], longest, base.pad_id), labels)])
             yield len(rows)
 
 
@@ -139,22 +133,6 @@ def report(rates: dict[str, list[float]], arguments: argparse.Namespace) -> None
         print(f"{name:>6}  {statistics.median(rates[name]):6.2f} [{min(rates[name]):.2f}, {max(rates[name]):.2f}]")
     print(f" ratio  {ratio:6.2f} [{min(ratios):.2f}, {max(ratios):.2f}]  (goal: 3)")
 
-
-def generated(chance: random.Random, taxonomy: Taxonomy) -> Example:
-    """A row of random words whose length is drawn from the recorded distribution."""
-
-    def text(percentiles: tuple[int, ...]) -> str:
-        place = chance.random() * (len(percentiles) - 1)
-        low = int(place)
-        words = percentiles[low] + (place - low) * (percentiles[low + 1] - percentiles[low])
-        return " ".join(chance.choice(WORDS) for _ in range(round(words)))
-
-    harmful = chance.random() < 0.5
-    categories = {name: harmful and chance.random() < 0.1 for name in taxonomy.categories}
-    return Example(text(PROMPT_WORDS), text(RESPONSE_WORDS), harmful, categories, "generated")
-
-
-WORDS = ("the", "river", "house", "people", "often", "walk", "before", "small", "bread", "light", "make", "water")
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,7 @@ from lora_guard import ChatEnd, Check, Conversation, Guard, Verdict
 from lora_guard.cli import app
 from lora_guard.terminal import printable
 
-COMMANDS = ["train", "eval", "moderate", "chat", "doctor"]
+COMMANDS = ["train", "eval", "moderate", "chat", "bench", "doctor"]
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,23 @@ def chat(
 
 
 @_command
+def bench(
+    name: Annotated[str, typer.Argument(help="dual-path, check, score, train, memory or grow.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print the figures as one line of JSON.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with train/ and eval/ files; generated rows when absent.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=8, help="Rows to run on; the bench's own number when absent.")] = None,
+    guard: GuardOption = "default",
+) -> None:
+    """Measure speed or memory against the paper's procedure, both sides in one run of at most ten minutes."""
+    from lora_guard.bench.run import run
+    from lora_guard.bench.setup import Setup
+
+    run(name, Setup(guard=guard, data=data, rows=rows), as_json=json_)
+
+
+@_command
 def doctor(
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     guard: GuardOption = "default",
