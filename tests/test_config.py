@@ -9,6 +9,8 @@ import yaml
 from lora_guard import TrainConfig
 from lora_guard.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+
 MINIMAL = {"train": [{"path": "rows.jsonl"}]}
 
 
@@ -37,7 +39,7 @@ def test_the_resolved_config_is_read_back_to_the_same(file: Path, tmp_path: Path
     saved = tmp_path / "saved.yaml"
     saved.write_text(config.to_yaml(), "utf-8")
     assert TrainConfig.load(saved) == config
-    assert set(yaml.safe_load(config.to_yaml())) == set(TrainConfig.model_fields)
+    assert set(yaml.safe_load(config.to_yaml())) == set(TrainConfig.model_fields) - {"prefix_cache"}  # lora
 
 
 def test_any_field_can_be_set_on_the_command_line(file: Path) -> None:
@@ -64,8 +66,9 @@ def test_any_field_can_be_set_on_the_command_line(file: Path) -> None:
         ({"split": "paper", "train": [{"path": "a"}, {"path": "b"}]}, "takes one training source"),
         ({"test": [{"path": "a/x.jsonl"}, {"path": "b/x.csv"}]}, "test names 'x' twice"),
         ({"test": [{"path": "validation.jsonl"}]}, "test names 'validation' twice, or as the run does"),
-        ({"adapter": "none", "lora_r": 4}, "adapter is 'none', which takes no lora_r"),
-        ({"adapter": "none", "layers": [1]}, "layers choose where adapters go"),
+        ({"adapter": "none", "lora_r": 4}, "lora_r has no effect with adapter 'none'; choose one"),
+        ({"adapter": "none", "layers": [1]}, "layers has no effect with adapter 'none'"),
+        ({"adapter": "lora", "prefix_cache": 1}, "prefix_cache has no effect with adapter 'lora'"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_allowed(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -98,6 +101,13 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
         TrainConfig.load(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("name", ["smoke", "smollm2-135m"])
+@pytest.mark.parametrize("adapter", ["lora", "alora", "none"])
+def test_a_resolved_config_is_read_back_whatever_the_adapter(tmp_path: Path, adapter: str) -> None:
+    config = load(tmp_path, adapter=adapter)
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml(), "utf-8")
+    assert TrainConfig.load(tmp_path / "resolved.yaml") == config
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("*.yaml")])
 def test_the_configs_of_the_repository_are_valid(name: str) -> None:
-    TrainConfig.load(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    TrainConfig.load(CONFIGS / f"{name}.yaml")

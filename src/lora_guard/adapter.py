@@ -1,12 +1,13 @@
-"""Low-rank adapters on a frozen chat model, kept in PEFT's file format and switched by one flag.
+"""Low-rank adapters on a frozen chat model, kept in PEFT's file format and switched as one.
 
 ::
 
     x ──► W (frozen, untouched) ─────────────► + ──► y
      └──► dropout ──► A (r × in) ──► B (out × r) · alpha / r ─┘     while the switch is on
 
-A forward hook adds the second way to the model's own linear layers, which keep their weights and their names. PEFT's
-layers do the same at a price that a check of a few tokens feels: docs/decisions/0004-own-low-rank-layers.md.
+Forward hooks add the second way to the model's own linear layers, which keep their weights and their names; while the
+adapter is off there are none. PEFT's layers do the same at a price that a check of a few tokens feels:
+docs/decisions/0004-own-low-rank-layers.md.
 """
 
 import json
@@ -21,6 +22,7 @@ from typing import Any, Literal, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from lora_guard.errors import ArtifactError, ConfigError, allowed
@@ -65,7 +67,7 @@ def attach(model: PreTrainedModel, shape: LoraShape) -> None:
         nn.init.kaiming_uniform_(linear.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(linear.lora_B.weight)
         linear.train(model.training)
-        linear.register_forward_hook(attached.add)
+    attached.switch(True)
     setattr(model, _ATTRIBUTE, attached)
 
 
@@ -133,14 +135,14 @@ def switched(model: nn.Module, on: bool) -> Iterator[None]:
     The switch is state of the shared modules, not of a thread: callers hold the engine's lock.
     """
     attached = _adapter(model)
-    if attached is None:
+    if attached is None or attached.on == on:
         yield
         return
-    before, attached.on = attached.on, on
+    attached.switch(on)
     try:
         yield
     finally:
-        attached.on = before
+        attached.switch(not on)
 
 
 def check_tensors(tensors: dict[str, Tensor], expected: dict[str, torch.Size], path: Path) -> None:
@@ -176,13 +178,21 @@ class _Adapter:
     def __init__(self, shape: LoraShape, layers: list[Any]) -> None:
         self.shape = shape
         self.layers = layers
-        self.on = True
+        self._handles: list[RemovableHandle] = []
         self._scale = shape.alpha / shape.r
 
-    def add(self, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """The forward hook: the base layer's output and the adapter's, or the base layer's alone."""
-        if not self.on:
-            return None
+    @property
+    def on(self) -> bool:
+        return bool(self._handles)
+
+    def switch(self, on: bool) -> None:
+        """Put the hooks on the layers or take them off: what is off costs the generation path nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [layer.register_forward_hook(self._add) for layer in self.layers] if on else []
+
+    def _add(self, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The forward hook: the base layer's output and the adapter's."""
         down, up = linear.lora_A, linear.lora_B
         x = inputs[0].to(down.weight.dtype)
         if self.shape.dropout and down.training:

@@ -14,6 +14,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_WITHOUT_EFFECT = {
+    "alora": set[str](),
+    "lora": {"prefix_cache"},
+    "none": {"prefix_cache", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers"},
+}
+
+
 class Source(_Strict):
     """One data file or hub data set."""
 
@@ -132,10 +139,9 @@ class TrainConfig(_Strict):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"test names {repeated[0]!r} twice, or as the run does; allowed: files of different names")
-        if self.adapter == "none" and self.layers is not None:
-            raise ValueError("layers choose where adapters go and adapter is 'none'; choose one")
-        if self.adapter == "none" and {"lora_r", "lora_alpha", "target_modules"} & self.model_fields_set:
-            raise ValueError("adapter is 'none', which takes no lora_r, lora_alpha or target_modules; choose one")
+        idle = sorted(_WITHOUT_EFFECT[self.adapter] & self.model_fields_set)
+        if idle:
+            raise ValueError(f"{idle[0]} has no effect with adapter {self.adapter!r}; choose one")
         return self
 
     @classmethod
@@ -156,8 +162,12 @@ class TrainConfig(_Strict):
             raise ConfigError(f"{path or 'config'}: {_first_problem(cls, error)}") from error
 
     def to_yaml(self) -> str:
-        """The resolved config, every field written out; :meth:`load` reads it back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The resolved config; :meth:`load` reads it back to an equal one."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field that has an effect, as JSON has it."""
+        return self.model_dump(mode="json", exclude=_WITHOUT_EFFECT[self.adapter])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

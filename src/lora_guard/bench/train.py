@@ -105,7 +105,7 @@ def _our_run(setup: Setup, parts: dict[str, list[Example]], folder: Path) -> tup
     except ConfigError as error:
         notes = [f"train.cached is not measured: {error}"]
         config = our_config(setup.spec, folder, len(parts["validation"]), setup.seed, epochs=1, prefix_cache=False)
-    train(config, folder / "run")
+    train(config, folder / "run", prefixes=folder / "prefixes")
     steps = read_records(folder / "run" / "steps.jsonl")
     metrics = read_records(folder / "run" / "metrics.jsonl")
     numbers = range(1, config.epochs + 1)

@@ -155,7 +155,8 @@ def _spec(run: Run, calibration: Calibration, metrics: dict[str, Any]) -> GuardS
         licence=config.licence,
         metrics=metrics,
         provenance={
-            "config": config.model_dump(mode="json", exclude={"data_root"}),  # a folder of the machine it was made on
+            # Without the folder of the machine it was made on.
+            "config": {name: value for name, value in config.resolved().items() if name != "data_root"},
             "processes": run.accelerator.num_processes,
             "python": platform.python_version(),
             **{name: version(name) for name in ("lora-guard", "torch", "transformers", "peft")},

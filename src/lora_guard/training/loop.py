@@ -32,13 +32,14 @@ from lora_guard.training.run import Run, RunFolder
 from lora_guard.training.state import load_state, save_state
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
+def train(config: TrainConfig, out: Path, *, resume: bool = False, prefixes: Path | None = None) -> Path:
     """Train a guard; with several processes every one of them calls this.
 
     Args:
         config: what to train on what.
         out: the run folder (see :class:`RunFolder` for what is written).
         resume: continue from the last resume state; ends with the weights of an uninterrupted run.
+        prefixes: folder of the prefix caches; in the user's cache, for later runs too, when None.
 
     Returns:
         The folder of the finished guard.
@@ -52,7 +53,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
     _check_sharding(accelerator)
     _check_processes(accelerator, config)
     folder = RunFolder.open(out, config, resume=resume, main=accelerator.is_main_process)
-    run = _set_up(config, folder, accelerator)
+    run = _set_up(config, folder, accelerator, prefixes)
     plans = [plan_epoch(_lengths(run), config.batch_size, config.seed, e, run.rows.draws) for e in range(config.epochs)]
     ends = [sum(len(plan) for plan in plans[: epoch + 1]) for epoch in range(config.epochs)]
     if isinstance(run.model, FSDPModule):
@@ -128,7 +129,7 @@ def _check_sharding(accelerator: Accelerator) -> None:
         )
 
 
-def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> Run:
+def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator, prefixes: Path | None) -> Run:
     set_seed(config.seed)
     if config.licence_file is not None and not Path(config.licence_file).is_file():
         raise ConfigError(f"licence_file {config.licence_file!r} not found; allowed: a text file")
@@ -160,10 +161,8 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator) ->
     if isinstance(model, FSDPModule):
         register_fsdp_forward_method(model, "read")
     weight = pos_weights(rows.train.labels, config.pos_weight_max).to(accelerator.device)
-    prefixes = _prefix_cache(config, accelerator, base, model, rows) if activated else None
-    return Run(
-        config, folder, accelerator, base, taxonomy, invocation, rows, model, wrapped, optimizer, weight, prefixes
-    )
+    cache = _prefix_cache(config, accelerator, base, model, rows, prefixes) if activated else None
+    return Run(config, folder, accelerator, base, taxonomy, invocation, rows, model, wrapped, optimizer, weight, cache)
 
 
 def _shape(config: TrainConfig, invocation: Sequence[int] | None) -> adapter.LoraShape:
@@ -178,7 +177,12 @@ def _shape(config: TrainConfig, invocation: Sequence[int] | None) -> adapter.Lor
 
 
 def _prefix_cache(
-    config: TrainConfig, accelerator: Accelerator, base: base_model.BaseModel, model: GuardModel, rows: RunRows
+    config: TrainConfig,
+    accelerator: Accelerator,
+    base: base_model.BaseModel,
+    model: GuardModel,
+    rows: RunRows,
+    root: Path | None,
 ) -> PrefixCache:
     """The frozen part of the training texts; kept on the disk if any of it will be read twice."""
     again = config.epochs > 1 or max(rows.draws) > 1
@@ -189,6 +193,7 @@ def _prefix_cache(
         precision=config.precision,
         limit=int(config.prefix_cache * 1e9) if again else 0,
         writers=accelerator.num_processes,
+        root=root,
     )
 
 
