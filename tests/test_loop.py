@@ -213,7 +213,7 @@ def test_two_processes_train_the_weights_of_one(
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", 25)  # 17 to train on: the last batch of 4 has fewer rows than processes
     config = make_config(adapter=adapter, lora_dropout=0.0, epochs=1)
-    train(config, tmp_path / "one")
+    train(config, tmp_path / "one", prefixes=tmp_path / "prefixes")
     assert len(json.loads((tmp_path / "one" / "splits.json").read_text("utf-8"))["train"]) % config.batch_size == 1
     (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
     launch = [

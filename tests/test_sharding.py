@@ -23,8 +23,8 @@ from lora_guard.sharding import as_held, whole
 from lora_guard.training import loop
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["lora", "alora"])
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The runs ``one`` (this process), ``sharded``, ``killed`` and resumed, and ``killed-alone``, not resumed yet."""
     folder = tmp_path_factory.mktemp("runs")
     tiny_folder(folder / "base")
@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "taxonomy": str(folder / "taxonomy.yaml"),
             "train": [{"path": str(folder / "rows.jsonl")}],
             "test": [{"path": str(folder / f"{name}.jsonl")} for name in ("held", "single")],
+            "adapter": request.param,
             "epochs": 2,
             "batch_size": 4,
             "micro_batch_size": 1,
@@ -53,11 +54,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     (folder / "config.yaml").write_text(config.to_yaml(), "utf-8")
-    loop.train(config, folder / "one")
+    loop.train(config, folder / "one", prefixes=folder / "cache" / "prefixes")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
         [*launch, str(Path(__file__).with_name("sharded_run.py")), str(folder / "config.yaml"), str(folder)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "LORA_GUARD_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,
         check=False,
@@ -112,7 +113,8 @@ def test_a_killed_sharded_run_resumes_to_the_same_weights(folder: Path) -> None:
 
 def test_one_process_resumes_what_shards_began(folder: Path) -> None:
     assert json.loads(next((folder / "killed-alone" / "state").glob("*/state.json")).read_text("utf-8"))["step"] == 2
-    loop.train(TrainConfig.load(folder / "config.yaml"), folder / "killed-alone", resume=True)
+    cache = folder / "cache" / "prefixes"
+    loop.train(TrainConfig.load(folder / "config.yaml"), folder / "killed-alone", resume=True, prefixes=cache)
     assert_close(state(folder / "one", "parameters"), state(folder / "killed-alone", "parameters"))
 
 
