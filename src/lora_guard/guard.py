@@ -54,7 +54,8 @@ class Guard:
             base: another place of the base model than the guard names: a hub id, a folder or a .gguf file.
             allow_other_base: accept a base whose weights differ from those the guard was trained on; scores then mean
                 little without a new calibration.
-            precision: of the guard path; ``auto`` takes bf16 where the device multiplies it natively.
+            precision: of :meth:`moderate`; ``auto`` takes bf16 where that is measured to be faster. A session judges in
+                the dtype of the base model, whose keys and values it reads.
             device: where both paths run; the machine's fastest when absent.
 
         Raises:

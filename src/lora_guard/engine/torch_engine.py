@@ -31,7 +31,7 @@ class TorchEngine:
         model: the guard on it; its adapter is attached to the same weights.
         invocation: the text that the guard reads behind a judged prefix.
         max_length: tokens of one judged window in :meth:`score`.
-        precision: of the guard path: ``auto``, ``fp32`` or ``bf16``.
+        precision: of :meth:`score`: ``auto``, ``fp32`` or ``bf16``; sessions judge in the base model's dtype.
         tokens_per_batch: padded tokens of one batch in :meth:`score`.
     """
 
