@@ -43,7 +43,7 @@ class TorchEngine:
         invocation: str,
         max_length: int,
         precision: str = "auto",
-        tokens_per_batch: int = 2048,
+        tokens_per_batch: int = 4096,
     ) -> None:
         self.base = base
         self.model = model.eval()
