@@ -20,7 +20,7 @@ from lora_guard.sharding import whole
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
 
-DEFAULT_GUARD = "smollm2-135m"
+DEFAULT_GUARD = "smollm2-135m-alora"
 """The guard that ships in the package."""
 
 
