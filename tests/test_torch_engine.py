@@ -142,6 +142,14 @@ def test_in_bf16_a_text_scores_the_same_within_three_hundredths(folder: Path) ->
     assert among == pytest.approx(alone, abs=0.03)
 
 
+def test_for_bulk_work_the_base_itself_is_held_in_bf16_and_scores_stay(folder: Path) -> None:
+    guards = [Guard.load(folder, precision="bf16", bulk=bulk) for bulk in (False, True)]
+    assert [next(one.engine.model.base.parameters()).dtype for one in guards] == [torch.float32, torch.bfloat16]
+    conversations = [Conversation.of("x" * 100), ANSWER, PROMPT]
+    plain, bulk = ([verdict.score for verdict in one.moderate(conversations)] for one in guards)
+    assert bulk == pytest.approx(plain, abs=0.03)
+
+
 def test_a_held_conversation_is_judged_as_the_same_text_standing_alone(guard: Guard) -> None:
     session = guard.session()
     ids, end = guard.engine.renderer.chat(PROMPT)

@@ -197,8 +197,10 @@ class _Adapter:
         x = inputs[0].to(down.weight.dtype)
         if self.shape.dropout and down.training:
             x = nn.functional.dropout(x, self.shape.dropout)
-        added = nn.functional.linear(nn.functional.linear(x, down.weight), up.weight)
-        return torch.add(output, added.to(output.dtype), alpha=self._scale)
+        low = nn.functional.linear(x, down.weight).flatten(0, -2)
+        rows = output.flatten(0, -2)  # as a matrix, so that product and sum are one operation
+        added = torch.addmm(rows, low.to(output.dtype), up.weight.to(output.dtype).t(), alpha=self._scale)
+        return added.view_as(output)
 
 
 class _Config(BaseModel):

@@ -115,7 +115,7 @@ def load(name: str = DEFAULT, *, revision: str | None = None, dtype: torch.dtype
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     stored = (Path(where) / _FINGERPRINT_FILE).read_text("utf-8") if name == DEFAULT else fingerprint(model)
     if dtype is not None:
-        _cast(model, dtype)
+        convert(model, dtype)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(f"base model {name!r} has a tokenizer without padding and end-of-text tokens; needed: one")
@@ -188,6 +188,13 @@ def fingerprint(model: PreTrainedModel) -> str:
         # numpy has no bfloat16, so the bytes go through uint8, which takes no zero-dimensional tensor.
         digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
+
+
+def convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the parameters alone: ``model.to`` would also round buffers such as the rotary frequencies."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def device() -> torch.device:
@@ -265,13 +272,6 @@ def _weights(name: str, where: str, options: dict[str, Any]) -> PreTrainedModel:
         model.hf_quantizer = None
         del model.config.quantization_config
     return cast(PreTrainedModel, model)
-
-
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Convert the parameters only: ``model.to`` would also round buffers such as the rotary frequencies."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype
 
 
 def _chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> str:

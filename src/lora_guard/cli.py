@@ -90,7 +90,7 @@ def eval(
     """Evaluate a guard on labelled files: metrics with 95 % intervals, for harmfulness and each category."""
     from lora_guard.evaluation.run import evaluate_files
 
-    loaded = _load(guard, base, allow_other_base)
+    loaded = _load(guard, base, allow_other_base, bulk=True)
     print(evaluate_files(loaded, [*data, *(more or [])], out, resamples=resamples))
 
 
@@ -186,10 +186,10 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _load(guard: str, base: str | None, allow_other_base: bool) -> "Guard":
+def _load(guard: str, base: str | None, allow_other_base: bool, *, bulk: bool = False) -> "Guard":
     from lora_guard.guard import Guard
 
-    return Guard.load(guard, base=base, allow_other_base=allow_other_base)
+    return Guard.load(guard, base=base, allow_other_base=allow_other_base, bulk=bulk)
 
 
 @app.callback(invoke_without_command=True)

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as fill
 
-from lora_guard import adapter
+from lora_guard import adapter, base_model
 from lora_guard.base_model import BaseModel
 from lora_guard.data.example import Example
 from lora_guard.heads import GuardHeads
-from lora_guard.model import GuardModel, autocast, batched_logits, pad
+from lora_guard.model import GuardModel, autocast, pad, takes_bf16
 from lora_guard.training.loss import label_counts, loss_terms, pos_weights
 
 SHAPE = adapter.LoraShape(8, 16, 0.05, ("q_proj", "v_proj"))
 BATCH = 2
 EVALUATION_BATCH = 50
 LEARNING_RATE = 3e-4
-PRECISION = "auto"
 
 
 class PaperGuard:
@@ -41,7 +40,7 @@ class PaperGuard:
         device = next(base.model.parameters()).device
         heads = GuardHeads(base.model.config.get_text_config().hidden_size, categories)
         self.model = GuardModel(base.model, heads).to(device).eval()
-        self._base, self._device = base, device
+        self._base, self._device, self._precision = base, device, "auto"
 
     def ids(self, example: Example) -> list[int]:
         """Token ids of a row's text, at most the model's context."""
@@ -55,20 +54,32 @@ class PaperGuard:
         """One judgement: logits ``[1, 1 + K]`` by a full pass over one text."""
         return self.score([ids], len(ids))
 
+    def hold_in_bf16(self) -> None:
+        """Hold the weights in bf16 where that is faster, as the guard's bulk scoring does."""
+        if takes_bf16(self._device, "auto"):
+            base_model.convert(self._base.model, torch.bfloat16)
+            self._precision = "fp32"
+
     @torch.inference_mode()
     def score(self, rows: Sequence[Sequence[int]], width: int) -> Tensor:
         """Logits of a batch of rows, each padded to ``width`` tokens."""
         ids, mask = padded(rows, width, self._base.pad_id)
-        with autocast(self._device, PRECISION):
+        with autocast(self._device, self._precision):
             logits: Tensor = self.model(ids.to(self._device), mask.to(self._device))
         return logits
 
     def bucketed(self, rows: Sequence[Sequence[int]], tokens_per_batch: int) -> Tensor:
         """Logits of rows, sorted by length and padded per batch: not the paper's way, but what a good loop does."""
         self.model.eval()
-        return batched_logits(
-            self.model, rows, pad_id=self._base.pad_id, precision=PRECISION, tokens_per_batch=tokens_per_batch
-        )
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=True)
+        logits = torch.empty(len(rows), self.model.outputs)
+        start = 0
+        while start < len(order):
+            width = len(rows[order[start]])
+            batch = order[start : start + max(1, tokens_per_batch // width)]
+            logits[batch] = self.score([rows[row] for row in batch], width).float().cpu()
+            start += len(batch)
+        return logits
 
     def train(self, rows: Sequence[Sequence[int]], labels: Tensor, width: int, seed: int) -> Iterator[int]:
         """Train without end, an optimizer step at a time; yields the number of rows of each."""
@@ -81,7 +92,7 @@ class PaperGuard:
                 chosen = order[start : start + BATCH]
                 self.model.train()
                 ids, mask = padded([rows[row] for row in chosen], width, self._base.pad_id)
-                with autocast(self._device, PRECISION):
+                with autocast(self._device, self._precision):
                     logits = self.model(ids.to(self._device), mask.to(self._device))
                 known = labels[chosen].to(self._device)
                 loss = 0.5 * loss_terms(logits.float(), known, weight, label_counts(known)).sum()

@@ -1,7 +1,7 @@
 """Bench score: many rows judged at once, against the paper's evaluation loop and a loop that sorts by length."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -26,24 +26,26 @@ GEMM_ROWS = 2048
 def run(setup: Setup, *, rounds: int = ROUNDS) -> Report:
     """Time the guard's bulk scoring, both loops over the paper's model, and bare matrix products, in turns."""
     rows = setup.read_rows(EVAL_FILE, ROWS)
-    guard, copy = setup.load_guard(), setup.load_base()
+    guard, copy = setup.load_guard(bulk=True), setup.load_base()
     shapes = linear_shapes(copy)
     paper = PaperGuard(copy, len(guard.taxonomy.categories), setup.seed)
     conversations = [example.conversation() for example in rows.examples]
     targets = [example.target for example in rows.examples]
     texts = [paper.ids(example) for example in rows.examples]
+    rendered = [rendered_ids(guard, setup.spec.invocation, example) for example in rows.examples]
+    paper.hold_in_bf16()
     longest = max(len(paper.ids(example)) for example in rows.everything)
     batch = texts[:EVALUATION_BATCH]
     sides: dict[str, Callable[[], object]] = {
         "ours": partial(guard.engine.score, conversations, targets),
-        "bucketed": partial(paper.bucketed, texts, BUCKET_TOKENS),
+        "bucketed": partial(paper.bucketed, rendered, BUCKET_TOKENS),
         "paper": partial(paper.score, batch, longest),
         "gemm": Gemm(copy, shapes).turn,
     }
     timings = interleave("score", sides, rounds=rounds, deadline=setup.deadline)
     share = len(batch) / len(texts)
     work = sum(2 * a * b * count for (a, b), count in shapes.items())
-    tokens = useful_tokens(guard, setup.spec.invocation, rows.examples)
+    tokens = sum(map(len, rendered))
     figures = {
         "paper": Figure(
             "our rows a second ÷ the paper's loop",
@@ -95,7 +97,6 @@ def linear_shapes(base: BaseModel) -> Counter[tuple[int, int]]:
     return Counter((module.in_features, module.out_features) for module in linear)
 
 
-def useful_tokens(guard: Guard, invocation: str, examples: Sequence[Example]) -> int:
-    """Tokens of the rows as the guard reads them, each once, without padding or windows' overlap."""
-    renderer = guard.engine.renderer
-    return sum(len(renderer.judged(e.conversation(), e.target, invocation).ids) for e in examples)
+def rendered_ids(guard: Guard, invocation: str, example: Example) -> list[int]:
+    """A row's tokens as the guard reads them, in one window."""
+    return guard.engine.renderer.judged(example.conversation(), example.target, invocation).ids

@@ -37,8 +37,8 @@ class Setup:
     def spec(self) -> GuardSpec:
         return artifact.read_spec(self.folder)
 
-    def load_guard(self) -> Guard:
-        return Guard.load(self.guard)
+    def load_guard(self, *, bulk: bool = False) -> Guard:
+        return Guard.load(self.guard, bulk=bulk)
 
     def load_base(self) -> BaseModel:
         """Another copy of the guard's chat model, untouched, of the same dtype and on the same device."""
