@@ -25,11 +25,11 @@ from lora_guard import adapter, base_model
 from lora_guard.bench.paper import SHAPE, padded, text
 from lora_guard.bench.rows import generated
 from lora_guard.config import Source
-from lora_guard.data.batch import collate, plan_epoch
+from lora_guard.data.batch import plan_epoch
 from lora_guard.data.example import Example
 from lora_guard.data.sources import read
 from lora_guard.heads import GuardHeads
-from lora_guard.model import GuardModel, autocast
+from lora_guard.model import GuardModel, autocast, pad
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.training.loss import label_counts, loss_terms
 
@@ -84,10 +84,8 @@ def our_steps(base, model, optimizer, examples: list[Example], taxonomy: Taxonom
             parts = []
             for start in range(0, len(rows), MICRO_BATCH):
                 part = rows[start : start + MICRO_BATCH]
-                batch = collate(
-                    [ids[row] for row in part], [examples[row].labels(taxonomy) for row in part], base.pad_id
-                )
-                parts.append((batch.input_ids, batch.attention_mask, batch.labels))
+                labels = torch.tensor([examples[row].labels(taxonomy) for row in part])
+                parts.append((*pad([ids[row] for row in part], base.pad_id), labels))
             train_step(model, optimizer, parts)
             yield len(rows)
         epoch += 1

@@ -1,14 +1,12 @@
-"""Batches: every row drawn as often as asked, shared by processes without loss, padded little and on the right."""
+"""Batches: every row drawn as often as asked, shared by processes without loss, of rows of similar length."""
 
 import math
 from collections import Counter
 
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_guard.data.batch import collate, micro_batches, plan_epoch
+from lora_guard.data.batch import micro_batches, plan_epoch
 
 lengths_of_rows = st.lists(st.integers(1, 200), min_size=1, max_size=120)
 
@@ -75,23 +73,3 @@ def test_processes_get_as_many_tokens_up_to_one_row(lengths: list[int], world: i
 
 def test_a_process_without_rows_takes_part_with_empty_pieces() -> None:
     assert [micro_batches([1, 0], [3, 1], rank, 3, 2) for rank in range(3)] == [[[1]], [[0]], [[]]]
-
-
-@pytest.mark.parametrize("pad_id", [0, 9])
-@given(rows=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=8))
-def test_the_mask_gives_back_the_tokens_whatever_the_padding_is(rows: list[list[int]], pad_id: int) -> None:
-    batch = collate(rows, [[0.0, math.nan]] * len(rows), pad_id)
-    assert batch.input_ids.shape == batch.attention_mask.shape == (len(rows), max(map(len, rows)))
-    assert (batch.input_ids.dtype, batch.attention_mask.dtype) == (torch.int64, torch.int64)
-    assert (batch.labels.dtype, batch.labels.shape) == (torch.float32, (len(rows), 2))
-    for ids, mask, row in zip(batch.input_ids, batch.attention_mask, rows, strict=True):
-        assert ids[mask.bool()].tolist() == row
-        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
-        assert set(ids[~mask.bool()].tolist()) <= {pad_id}
-
-
-def test_rows_are_padded_on_the_right_to_their_own_longest() -> None:
-    batch = collate([[5, 6, 7], [8]], [[1.0, math.nan], [0.0, 1.0]], pad_id=9)
-    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.labels.isnan().tolist() == [[False, True], [False, False]]

@@ -1,24 +1,10 @@
-"""From rows to batches: the order of an epoch, a process's share of a batch, and the tensors of a forward pass."""
+"""From rows to batches: the order of an epoch and a process's share of a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from lora_guard.model import pad
 
 _BATCHES_SORTED_TOGETHER = 64
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Token ids and mask ``[rows, tokens]``, padded on the right; labels ``[rows, 1 + K]``, nan where not annotated."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
 
 
 def plan_epoch(
@@ -59,9 +45,3 @@ def micro_batches(batch: Sequence[int], lengths: Sequence[int], rank: int, world
     share = ordered[rank::world]
     most = -(-len(ordered) // world)
     return [share[start : start + size] for start in range(0, most, size)]
-
-
-def collate(ids: Sequence[Sequence[int]], labels: Sequence[Sequence[float]], pad_id: int) -> Batch:
-    """The tensors of a forward pass, padded to its own longest row."""
-    input_ids, attention_mask = pad(ids, pad_id)
-    return Batch(input_ids, attention_mask, torch.tensor(labels, dtype=torch.float32))
