@@ -145,6 +145,25 @@ def switched(model: nn.Module, on: bool) -> Iterator[None]:
         attached.switch(not on)
 
 
+@contextmanager
+def reading_only(model: nn.Module, tokens: Tensor) -> Iterator[None]:
+    """For the block, a switched-on adapter reads some tokens of each pass; on the others it is as if it were off.
+
+    Args:
+        model: has an adapter or none.
+        tokens: indices into the pass's flattened ``[rows · tokens]``.
+    """
+    attached = _adapter(model)
+    if attached is None:
+        yield
+        return
+    attached.tokens = tokens
+    try:
+        yield
+    finally:
+        attached.tokens = None
+
+
 def check_tensors(tensors: dict[str, Tensor], expected: dict[str, torch.Size], path: Path) -> None:
     """Check that a file holds exactly the expected tensors, of their shapes, with finite values.
 
@@ -178,6 +197,7 @@ class _Adapter:
     def __init__(self, shape: LoraShape, layers: list[Any]) -> None:
         self.shape = shape
         self.layers = layers
+        self.tokens: Tensor | None = None
         self._handles: list[RemovableHandle] = []
         self._scale = shape.alpha / shape.r
 
@@ -193,14 +213,20 @@ class _Adapter:
 
     def _add(self, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The forward hook: the base layer's output and the adapter's."""
+        x, rows = inputs[0].flatten(0, -2), output.flatten(0, -2)  # as matrices: product and sum are one operation
+        if self.tokens is None:
+            return self._added(linear, x, rows).view_as(output)
+        added = self._added(linear, x[self.tokens], rows[self.tokens])
+        return rows.index_copy_(0, self.tokens, added).view_as(output)
+
+    def _added(self, linear: Any, x: Tensor, rows: Tensor) -> Tensor:
+        """``rows``, the base layer's outputs for ``x``, and the adapter's; all are matrices of a token a row."""
         down, up = linear.lora_A, linear.lora_B
-        x = inputs[0].to(down.weight.dtype)
+        x = x.to(down.weight.dtype)
         if self.shape.dropout and down.training:
             x = nn.functional.dropout(x, self.shape.dropout)
-        low = nn.functional.linear(x, down.weight).flatten(0, -2)
-        rows = output.flatten(0, -2)  # as a matrix, so that product and sum are one operation
-        added = torch.addmm(rows, low.to(output.dtype), up.weight.to(output.dtype).t(), alpha=self._scale)
-        return added.view_as(output)
+        low = nn.functional.linear(x, down.weight)
+        return torch.addmm(rows, low.to(rows.dtype), up.weight.to(rows.dtype).t(), alpha=self._scale)
 
 
 class _Config(BaseModel):

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal, cast
 
@@ -59,6 +60,7 @@ class GuardModel(nn.Module):
         """The decoder's last hidden state ``[rows, hidden]`` at each row's last attended token.
 
         The LM head is not run. The last token is found by the mask: pad may equal eos, and eos may stand in the text.
+        An activated adapter reads the invocation alone, which ends every row.
 
         Args:
             input_ids: ``[rows, tokens]``.
@@ -66,9 +68,11 @@ class GuardModel(nn.Module):
             opening: one row that stands before each of them.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden, _ = self._decode(input_ids, mask, opening, keep=False)
         last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
-        return hidden[torch.arange(len(last), device=last.device), last]
+        rows = torch.arange(len(last), device=last.device)
+        with self._activated(rows * mask.shape[1] + last):
+            hidden, _ = self._decode(input_ids, opening, keep=False)
+        return hidden[rows, last]
 
     def features_behind(self, input_ids: Tensor, prefixes: Sequence[Prefix]) -> Tensor:
         """The decoder's last hidden state ``[rows, hidden]`` of tokens behind prefixes that nothing of it changes.
@@ -96,7 +100,7 @@ class GuardModel(nn.Module):
         self.base.train(False)
         try:
             with adapter.switched(self.base, on=self.kind == "lora"):
-                _, cache = self._decode(input_ids, attention_mask, opening, keep=True)
+                _, cache = self._decode(input_ids, opening, keep=True)
         finally:
             self.base.train(training)
         before = 0 if opening is None else opening.tokens
@@ -106,17 +110,26 @@ class GuardModel(nn.Module):
         """Append ``[rows, tokens]`` to a cache, read as the adapter's switch stands."""
         self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=True)
 
-    def _decode(
-        self, input_ids: Tensor, mask: Tensor, opening: Prefix | None, *, keep: bool
-    ) -> tuple[Tensor, KVCache | None]:
-        """Hidden states ``[rows, tokens, hidden]`` of right-padded rows, and the cache if there is need of one."""
-        rows, cache = len(input_ids), None
+    def _activated(self, ends: Tensor) -> AbstractContextManager[None]:
+        """The block in which an activated adapter reads the invocation alone, of rows that end at ``ends`` ``[rows]``,
+        indices into the flattened pass."""
+        if self.kind != "alora":
+            return nullcontext()
+        back = torch.arange(1 - len(self.invocation), 1, device=ends.device)
+        return adapter.reading_only(self.base, (ends[:, None] + back).flatten())
+
+    def _decode(self, input_ids: Tensor, opening: Prefix | None, *, keep: bool) -> tuple[Tensor, KVCache | None]:
+        """Hidden states ``[rows, tokens, hidden]`` of right-padded rows, and the cache if there is need of one.
+
+        There is no mask of the padding: it stands behind the text, which therefore never sees it, and the product of
+        attention without a mask is the faster one.
+        """
+        cache = None
         if opening is not None:
-            cache = KVCache.behind(opening, rows, self.base.config)
-            mask = torch.cat([mask.new_ones(rows, opening.tokens), mask], dim=1)
+            cache = KVCache.behind(opening, len(input_ids), self.base.config)
         elif keep:
             cache = KVCache(self.base.config)
-        output = self._decoder(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=keep)
+        output = self._decoder(input_ids=input_ids, past_key_values=cache, use_cache=keep)
         return cast(Tensor, output[0]), cache
 
     @property
@@ -172,7 +185,7 @@ def batched_logits(
     Args:
         model: in evaluation mode, its adapter switched on.
         rows: token ids, each row at least one.
-        pad_id: any id; padding is masked.
+        pad_id: any id; no text sees padding.
         precision: ``auto``, ``fp32`` or ``bf16``.
         tokens_per_batch: the most tokens of a batch, padding included; a longer row makes a batch of its own.
         done: called after each batch with its number of rows.
@@ -190,7 +203,8 @@ def batched_logits(
         width = len(rows[order[start]]) - shared
         batch = order[start : start + max(1, tokens_per_batch // width)]
         with out_of_memory(f"a batch of {len(batch)} rows of {width} tokens"), autocast(device, precision):
-            logits[batch] = _logits(model, [rows[index][shared:] for index in batch], pad_id, opening).cpu()
+            ids, mask = (part.to(device) for part in pad([rows[index][shared:] for index in batch], pad_id))
+            logits[batch] = model(ids, mask, opening=opening).cpu()
         start += len(batch)
         done(len(batch))
     return logits
@@ -206,17 +220,6 @@ def _opening(model: GuardModel, rows: Sequence[Sequence[int]]) -> tuple[int, Pre
         return 0, None
     ids = torch.tensor([rows[0][:shared]], device=model.heads.weight.device)
     return shared, model.read(ids, torch.ones_like(ids))
-
-
-def _logits(model: GuardModel, rows: Sequence[Sequence[int]], pad_id: int, opening: Prefix | None) -> Tensor:
-    device = model.heads.weight.device
-    if model.kind != "alora":
-        ids, mask = (tensor.to(device) for tensor in pad(rows, pad_id))
-        return cast(Tensor, model(ids, mask, opening=opening))
-    end = len(model.invocation)
-    ids, mask = (tensor.to(device) for tensor in pad([row[:-end] for row in rows], pad_id))
-    invocations = torch.tensor([row[-end:] for row in rows], device=device)
-    return cast(Tensor, model(invocations, prefixes=[model.read(ids, mask, opening)]))
 
 
 def shared_start(rows: Sequence[Sequence[int]], least: int) -> int:
