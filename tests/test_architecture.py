@@ -39,6 +39,7 @@ ORDER = [
     "guard",
     "data",
     "data.example",
+    "data.relabel",
     "data.sources",
     "data.split",
     "data.batch",

@@ -36,8 +36,22 @@ class Source(_Strict):
     """Use at most this many rows, drawn with the run's seed."""
     weight: float = Field(1.0, gt=0)
     """Rows of this source drawn per epoch, as a multiple of its size: 0.5 draws half, 2 draws each twice."""
+    prompts_are: Literal["harmful", "harmless"] | None = None
+    """Read the prompts alone, each once, all with this label; what the rows say of responses is left out."""
+    category_column: str | None = None
+    """A column that names the categories of a harmful row, one or a list, in any words."""
+    category_names: dict[str, list[str]] = Field(default_factory=dict)
+    """A word of that column -> our categories. Other words count if they are our categories, and say nothing if not."""
+    names_every_category: bool = False
+    """Whether a category that the column does not name is absent; unknown otherwise."""
     licence: str | None = None
     """The data's licence, for the model card."""
+
+    @model_validator(mode="after")
+    def _column_is_named(self) -> Self:
+        if self.category_column is None and (self.category_names or self.names_every_category):
+            raise ValueError(f"{self.path}: category_names and names_every_category need category_column")
+        return self
 
     @property
     def name(self) -> str:

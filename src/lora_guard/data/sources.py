@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_guard.config import Source
 from lora_guard.data.example import Example, parse_row
+from lora_guard.data.relabel import check_names, relabel
 from lora_guard.errors import DataError
 from lora_guard.taxonomy import Taxonomy
 
@@ -24,10 +25,14 @@ def read(source: Source, taxonomy: Taxonomy, seed: int = 0) -> list[Example]:
     Raises:
         DataError: missing, empty or unreadable data, or a bad row (with file and line).
     """
+    check_names(source, taxonomy)
     if source.path.startswith(_HUB):
-        examples = _read_hub(source, taxonomy)
+        pairs = _read_hub(source, taxonomy)
     else:
-        examples = read_file(Path(source.path), taxonomy, source.columns)
+        pairs = _read_file(Path(source.path), taxonomy, source.columns)
+    examples = [relabel(example, row, source, taxonomy, where) for example, row, where in pairs]
+    if source.prompts_are is not None:
+        examples = list({example.prompt: example for example in reversed(examples)}.values())[::-1]
     if source.rows is None or source.rows >= len(examples):
         return examples
     chosen = np.sort(np.random.default_rng(seed).choice(len(examples), source.rows, replace=False))
@@ -46,17 +51,7 @@ def read_file(path: Path, taxonomy: Taxonomy, columns: Mapping[str, str] | None 
     Raises:
         DataError: missing, empty or unreadable, a column that is not there, or a bad row.
     """
-    readers = {".jsonl": read_rows, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"data file {str(path)!r} has ending {path.suffix!r}; allowed: {', '.join(readers)}")
-    rows = readers[path.suffix.lower()](path)
-    mapping = dict(columns or {})
-    if path.suffix.lower() != ".jsonl" or mapping:
-        rows = ((where, _map_columns(row, mapping, taxonomy, where)) for where, row in rows)
-    examples = [parse_row(row, taxonomy, where, path.stem) for where, row in rows]
-    if not examples:
-        raise DataError(f"data file {str(path)!r} is empty; needed: at least one row")
-    return examples
+    return [example for example, _, _ in _read_file(path, taxonomy, columns or {})]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,6 +84,23 @@ def parse_line(line: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: {type(row).__name__}; allowed: a JSON object")
     return row
+
+
+_Found = list[tuple[Example, Mapping[str, Any], str]]
+"""Each row as an example, as it was, and its place."""
+
+
+def _read_file(path: Path, taxonomy: Taxonomy, columns: Mapping[str, str]) -> _Found:
+    readers = {".jsonl": read_rows, ".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"data file {str(path)!r} has ending {path.suffix!r}; allowed: {', '.join(readers)}")
+    rows = readers[path.suffix.lower()](path)
+    if path.suffix.lower() != ".jsonl" or columns:
+        rows = ((where, _map_columns(row, columns, taxonomy, where)) for where, row in rows)
+    found: _Found = [(parse_row(row, taxonomy, where, path.stem), row, where) for where, row in rows]
+    if not found:
+        raise DataError(f"data file {str(path)!r} is empty; needed: at least one row")
+    return found
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -140,7 +152,7 @@ def _map_columns(row: dict[str, Any], columns: Mapping[str, str], taxonomy: Taxo
     return {**renamed, "response": renamed.get("response") or None, "categories": nested}
 
 
-def _read_hub(source: Source, taxonomy: Taxonomy) -> list[Example]:
+def _read_hub(source: Source, taxonomy: Taxonomy) -> _Found:
     import datasets
 
     name = source.path.removeprefix(_HUB)
@@ -149,11 +161,11 @@ def _read_hub(source: Source, taxonomy: Taxonomy) -> list[Example]:
     except Exception as error:  # the hub client raises errors of a dozen libraries
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"hub data set {name!r} cannot be loaded: {reason}") from error
-    examples = []
+    found = []
     for number, row in enumerate(rows, 1):
         where = f"{name}:{number}"
         mapped = _map_columns(row, source.columns, taxonomy, where) if source.columns else row
-        examples.append(parse_row(mapped, taxonomy, where, name))
-    if not examples:
+        found.append((parse_row(mapped, taxonomy, where, name), mapped, where))
+    if not found:
         raise DataError(f"hub data set {name!r} is empty; needed: at least one row")
-    return examples
+    return found
