@@ -114,9 +114,33 @@ class Guard:
         """
         if isinstance(conversations, Conversation):
             return self.moderate([conversations], target=target)[0]
+        rows = self.logits(conversations, target=target, done=done)
+        pairs = zip(rows, conversations, strict=True)
+        return [self.verdict(row, target or conversation.target) for row, conversation in pairs]
+
+    def logits(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        target: Target | None = None,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> list[GuardLogits]:
+        """What :meth:`moderate` decides on: the heads' outputs before calibration.
+
+        Args:
+            conversations: what to judge.
+            target: ``prompt`` or ``response``; by default the last message decides.
+            done: called with the number of conversations as they finish.
+
+        Returns:
+            One ``GuardLogits`` a conversation, in input order; :meth:`verdict` makes a verdict of it.
+
+        Raises:
+            InputError: a conversation has no message of the target's kind.
+            ResourceError: no memory for a batch.
+        """
         targets = [target or conversation.target for conversation in conversations]
-        logits = self.engine.score(conversations, targets, done=done)
-        return [self.verdict(row, judged) for row, judged in zip(logits, targets, strict=True)]
+        return self.engine.score(conversations, targets, done=done)
 
     def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
         """Apply the saved temperatures and thresholds to what :meth:`Session.judge` returned."""
