@@ -31,7 +31,7 @@ def write_rows(path: Path) -> Path:
 
 def test_results_have_the_documented_form(guard: Guard, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "mine.jsonl")
-    markdown = evaluate_files(guard, [data], tmp_path / "out", resamples=20)
+    markdown = evaluate_sets(guard, [str(data)], None, tmp_path / "out", QUICK)
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert set(results) == {"datasets", "provenance"}
     found = results["datasets"]["mine"]
@@ -49,7 +49,7 @@ def test_results_have_the_documented_form(guard: Guard, tmp_path: Path) -> None:
 
 def test_metrics_are_those_at_the_saved_threshold(guard: Guard, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "mine.jsonl")
-    evaluate_files(guard, [data], tmp_path / "out", resamples=20)
+    evaluate_sets(guard, [str(data)], None, tmp_path / "out", QUICK)
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     verdicts = guard.moderate([Conversation.of(row["prompt"], row["response"]) for row in rows])

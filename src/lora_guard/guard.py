@@ -30,11 +30,17 @@ class Guard:
     Args:
         spec: what the guard is: base, taxonomy, calibration.
         engine: runs both paths.
+        parameters: of adapter and heads, all that is held in memory beside the chat model.
+        base_fingerprint: of the chat model's weights, if they may be others than those the guard was trained on.
     """
 
-    def __init__(self, spec: GuardSpec, engine: Engine) -> None:
+    def __init__(
+        self, spec: GuardSpec, engine: Engine, *, parameters: int | None = None, base_fingerprint: str | None = None
+    ) -> None:
         self.spec = spec
         self.engine = engine
+        self.parameters = parameters
+        self.base_fingerprint = base_fingerprint or spec.base.fingerprint
         self.taxonomy = Taxonomy.from_dict(spec.taxonomy)
 
     @classmethod
@@ -81,7 +87,8 @@ class Guard:
         engine = TorchEngine(
             chat_model, model, invocation=spec.invocation, max_length=spec.max_length, precision=precision
         )
-        return cls(spec, engine)
+        parameters = sum(tensor.numel() for tensor in [*saved.adapter.values(), *saved.heads.values()])
+        return cls(spec, engine, parameters=parameters, base_fingerprint=chat_model.fingerprint)
 
     @overload
     def moderate(self, conversations: Conversation, *, target: Target | None = ...) -> Verdict: ...
