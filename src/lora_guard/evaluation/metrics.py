@@ -103,9 +103,7 @@ def evaluate(
             columns[name] = {
                 "n": int(known.sum()),
                 "positives": int(positive.sum()),
-                **with_intervals(
-                    scores[known, index], positive, limits[known, index], resamples=resamples, seed=seed
-                ),
+                **with_intervals(scores[known, index], positive, limits[known, index], resamples=resamples, seed=seed),
             }
             if uncalibrated is not None:
                 raw = uncalibrated[known, index]
@@ -163,7 +161,7 @@ def _interval(point: float | None, resampled: Floats) -> Interval:
 
 
 def _above(scores: Floats, labels: Bools, counts: Floats) -> tuple[Floats, Floats]:
-    """Weight of harmful and of unharmful rows at or above each score that occurs, highest first ``[resamples, scores]``.
+    """Weight of harmful and of unharmful rows at or above each score, highest first: ``[resamples, different scores]``.
 
     A resample is a weight a row, so that scores are sorted once. Sums over equal scores come first: a curve has no
     point within a tie.

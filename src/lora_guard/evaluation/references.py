@@ -106,7 +106,9 @@ def control_from_results(folder: Path) -> Control:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise DataError(f"{path} does not have the form of an evaluation's results; evaluate that guard anew") from error
+        raise DataError(
+            f"{path} does not have the form of an evaluation's results; evaluate that guard anew"
+        ) from error
 
 
 def measured(controls: Sequence[Control], sha256: str, harmfulness: dict[str, Any]) -> list[dict[str, Any]]:

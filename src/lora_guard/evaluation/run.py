@@ -32,14 +32,12 @@ class EvalSettings:
     """Put the text of the worst errors into the report."""
     controls: Sequence[Path] = ()
     """Folders with results of other guards, shown as controls beside those that ship with the program."""
-    command: str = "evaluate_sets"
-    """What is recorded as the command."""
+    command: str = "lora_guard.evaluation.run.evaluate_sets"
+    """What began the evaluation, for the record."""
 
 
-def evaluate_sets(
-    guard: Guard, data: Sequence[str], suite: str | None, out: Path, settings: EvalSettings = EvalSettings()  # noqa: B008
-) -> str:
-    """Evaluate each set and write ``results.json``, ``results.md``, ``report.html`` and ``pr.png``, anew after each set.
+def evaluate_sets(guard: Guard, data: Sequence[str], suite: str | None, out: Path, settings: EvalSettings) -> str:
+    """Evaluate each set and write ``results.json``, ``results.md``, ``report.html`` and ``pr.png``, anew after each.
 
     A set whose logits are in ``out/scores`` already, of the same guard, base model and data, is not scored again.
 

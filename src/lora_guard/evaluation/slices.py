@@ -79,7 +79,5 @@ def _slice(scored: Scored, rows: Bools, resamples: int, seed: int) -> dict[str, 
     counts = {"n": int(rows.sum()), "positives": int(labels.sum())}
     if counts["n"] < SMALLEST or counts["positives"] in (0, counts["n"]):
         return counts
-    found = with_intervals(
-        scored.scores[rows, 0], labels, scored.thresholds[rows, 0], resamples=resamples, seed=seed
-    )
+    found = with_intervals(scored.scores[rows, 0], labels, scored.thresholds[rows, 0], resamples=resamples, seed=seed)
     return {**counts, **{name: found[name] for name in SHOWN}}
