@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,15 +13,22 @@ from sklearn.metrics import roc_curve
 
 from lora_guard.evaluation.metrics import Bools, Floats, precision_recall, reliability
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 _INK = "#010203"  # becomes the page's text colour
 _HARMFUL, _UNHARMFUL, _OURS, _OTHERS = "#d9722b", "#3f86c6", "#7b5cd6", "#8a8f98"
 _MARKERS = "osD^vP"
-_STYLE = {
+_STYLE: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",  # text stays text: it scales, and can be searched
     "svg.hashsalt": "lora-guard",
     "font.family": "sans-serif",
     "font.size": 9,
-    **{name: _INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
@@ -57,7 +64,7 @@ def curves(scores: Floats, labels: Bools, entry: Mapping[str, Any], prefix: str)
             plane.plot(rates["recall"], rates["precision"], label=f"policy {name}", **style)
             roc.plot(rates["fpr"], rates["recall"], **style)
         for marker, control in zip(_MARKERS, entry["controls"], strict=False):
-            theirs = {name: metric["value"] for name, metric in control["harmfulness"].items()}
+            theirs = {name: control["harmfulness"][name]["value"] for name in ("recall", "precision", "fpr")}
             style = {"marker": marker, "color": _UNHARMFUL, "linestyle": "none", "markersize": 6, "fillstyle": "none"}
             plane.plot(theirs["recall"], theirs["precision"], label=control["title"], **style)
             roc.plot(theirs["fpr"], theirs["recall"], **style)

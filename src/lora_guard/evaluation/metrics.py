@@ -229,4 +229,5 @@ def _ece(scores: Floats, labels: Bools, counts: Floats) -> Floats:
 
 def _bin(scores: Floats) -> NDArray[np.int_]:
     """The bin of each score: 15 equal parts of [0, 1]."""
-    return np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    bins: NDArray[np.int_] = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    return bins

@@ -108,7 +108,7 @@ def _figures(
         )
     size = provenance["parameters"]
     beside = entry["controls"] or any(figure["metric"] == "f1" for figure in entry["published"])
-    if size is not None and beside and entry["harmfulness"]["f1"]["low"] is not None:
+    if size is not None and beside and labels.any():
         add(
             "Accuracy against memory",
             "Filled: measured here, with 95 % intervals. Hollow: published by others.",

@@ -18,7 +18,7 @@ from lora_guard.progress import progress
 from lora_guard.verdict import GuardLogits, sigmoid
 
 # What decides a decision but not a logit: a guard may be calibrated anew, renamed or described without being rescored.
-_WITHOUT_EFFECT_ON_LOGITS = {"name", "calibration", "data", "licence", "metrics", "provenance"}
+_WITHOUT_EFFECT_ON_LOGITS = {"format_version", "name", "calibration", "data", "licence", "metrics", "provenance"}
 
 
 @dataclass(frozen=True)
