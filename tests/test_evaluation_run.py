@@ -99,7 +99,7 @@ def test_what_is_known_of_a_set_stands_beside_the_guard(guard: Guard, tmp_path: 
     (control,) = entry["controls"]
     assert control["title"] == control_from_results(tmp_path / "other").title == "tiny"
     assert control["comparison"] == {"auprc": "not distinguishable", "f1": "not distinguishable"}
-    assert "does not beat every control" in markdown.lower()
+    assert "does not beat every control: tiny (AUPRC not distinguishable, F1 not distinguishable)" in markdown
     assert "| WildGuard 7B | published |" in markdown
 
 

@@ -37,7 +37,6 @@ def to_html(results: Mapping[str, Any], scored: Sequence[Scored], *, text: bool)
     environment = Environment(
         loader=PackageLoader("lora_guard.evaluation", "."), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters["capitalize_first"] = lambda words: words[:1].upper() + words[1:]
     sets = [
         _section(number, results["provenance"], results["datasets"][part.data.name], part, text)
         for number, part in enumerate(scored, 1)

@@ -34,7 +34,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         if dataset["harmfulness"]:
             lines += ["Harmfulness beside others:", "", *_beside(provenance["guard"], dataset)]
             verdict, _ = verdict_on_controls(dataset)
-            lines += [verdict[0].upper() + verdict[1:], ""]
+            lines += [verdict, ""]
         if dataset["slices"]:
             lines += ["Harmfulness by slice:", "", *_slices(dataset["slices"])]
     lines += ["## Provenance", ""]
@@ -49,18 +49,14 @@ def verdict_on_controls(dataset: Mapping[str, Any]) -> tuple[str, bool]:
         dataset: its entry in ``results.json``.
     """
     if not dataset["controls"]:
-        return "no control was measured on this data.", False
-    phrases, beaten = [], True
-    for control in dataset["controls"]:
-        outcomes = control["comparison"]
-        beaten = beaten and all(outcome == "above" for outcome in outcomes.values())
-        found = " and ".join(
-            f"{outcome} {'from' if outcome.startswith('not') else ''} in {_TITLES[metric]}".replace("  ", " ")
-            for metric, outcome in outcomes.items()
-        )
-        phrases.append(f"{control['title']}: {found}")
-    opening = "the guard is above every control." if beaten else "THE GUARD DOES NOT BEAT EVERY CONTROL."
-    return f"{opening} It stands against {'; '.join(phrases)}.", not beaten
+        return "No control was measured on this data.", False
+    beaten = all(outcome == "above" for control in dataset["controls"] for outcome in control["comparison"].values())
+    outcomes = [
+        f"{control['title']} ({', '.join(f'{_TITLES[name]} {found}' for name, found in control['comparison'].items())})"
+        for control in dataset["controls"]
+    ]
+    opening = "The guard beats every control" if beaten else "The guard does not beat every control"
+    return f"{opening}: {'; '.join(outcomes)}.", not beaten
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
