@@ -50,6 +50,26 @@ def test_a_list_gives_a_list_and_one_gives_one(guards: dict[str, Guard]) -> None
     assert guard.moderate([]) == []
 
 
+def test_a_verdict_is_the_calibration_of_the_logits(guards: dict[str, Guard]) -> None:
+    guard, finished = guards["nothing"], []
+    rows = guard.logits([PROMPT, ANSWER], done=finished.append)
+    assert [guard.verdict(*pair) for pair in zip(rows, ("prompt", "response"), strict=True)] == guard.moderate(
+        [PROMPT, ANSWER]
+    )
+    assert sum(finished) == 2
+    assert guard.logits([ANSWER], target="prompt")[0].harmful == pytest.approx(rows[0].harmful, abs=1e-5)
+
+
+def test_a_verdict_is_the_calibration_applied_to_the_logits(guards: dict[str, Guard]) -> None:
+    guard, finished = guards["nothing"], []
+    rows = guard.logits([PROMPT, ANSWER], done=finished.append)
+    assert [guard.verdict(row, target) for row, target in zip(rows, ("prompt", "response"), strict=True)] == (  # type: ignore[arg-type]
+        guard.moderate([PROMPT, ANSWER])
+    )
+    assert sum(finished) == 2
+    assert guard.logits([ANSWER], target="prompt")[0].harmful == pytest.approx(rows[0].harmful, abs=1e-5)
+
+
 def test_the_target_can_be_overridden(guards: dict[str, Guard]) -> None:
     guard = guards["nothing"]
     assert guard.moderate(ANSWER, target="prompt").score == pytest.approx(guard.moderate(PROMPT).score)

@@ -10,12 +10,15 @@ from sklearn import metrics as reference
 
 from lora_guard.evaluation.metrics import (
     METRICS,
+    TPR_AT,
     Bools,
     Floats,
     _resampled,
     best_f1_threshold,
+    ece_with_interval,
     evaluate,
     point_metrics,
+    reliability,
     with_intervals,
 )
 
@@ -45,6 +48,38 @@ def test_point_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, bool]], 
         assert found["auroc"] == pytest.approx(reference.roc_auc_score(labels, scores))
     if not labels.all():
         assert found["fpr"] == pytest.approx(flagged[~labels].mean())
+
+
+@given(rows)
+def test_tpr_at_an_fpr_is_the_best_of_all_thresholds_within_it(pairs: list[tuple[int, bool]]) -> None:
+    scores, labels = arrays(pairs)
+    found = point_metrics(scores, labels, 0.5)
+    for name, limit in TPR_AT.items():
+        if labels.all() or not labels.any():
+            assert found[name] is None
+            continue
+        cuts = [scores >= cut for cut in (*np.unique(scores), 2)]
+        within = [flagged[labels].mean() for flagged in cuts if flagged[~labels].mean() <= limit]
+        assert found[name] == pytest.approx(max(within))
+
+
+def test_a_tie_is_not_split_to_reach_an_fpr() -> None:
+    """One unharmful row of 20 is 5 %; two that share the highest score with all harm are 10 %."""
+    labels = np.array([True] * 5 + [False] * 20)
+    one, two = np.array([0.9] * 6 + [0.1] * 19), np.array([0.9] * 7 + [0.1] * 18)
+    assert point_metrics(one, labels, 0.5)["tpr_at_fpr_5"] == 1
+    assert point_metrics(one, labels, 0.5)["tpr_at_fpr_1"] == 0
+    assert point_metrics(two, labels, 0.5)["tpr_at_fpr_5"] == 0
+
+
+@given(rows, st.integers(0, 10), st.integers(0, 10))
+def test_a_threshold_a_row_counts_as_one_set_does(pairs: list[tuple[int, bool]], low: int, high: int) -> None:
+    scores, labels = arrays(pairs)
+    limits = np.where(np.arange(len(scores)) % 2, low / 10, high / 10)
+    found, flagged = point_metrics(scores, labels, limits), scores >= limits
+    assert found["accuracy"] == pytest.approx((flagged == labels).mean())
+    counts = np.ones((1, len(scores)))
+    assert _resampled(scores, labels, limits, counts)["accuracy"][0] == pytest.approx(found["accuracy"])
 
 
 @given(rows, st.integers(0, 10), st.integers(0, 1000))
@@ -77,7 +112,8 @@ def test_an_interval_holds_its_value_and_is_the_same_for_a_seed() -> None:
         assert value is not None
         assert low is not None
         assert high is not None
-        assert low < value < high or name in ("ece", "best_f1")  # these two are biased upwards in resamples
+        # These are biased upwards in resamples, or move in steps of a row.
+        assert low < value < high or name in ("ece", "best_f1", *TPR_AT)
 
 
 def test_more_rows_give_a_narrower_interval() -> None:
@@ -107,6 +143,23 @@ def test_a_calibrated_score_has_no_calibration_error_and_a_confident_one_has_its
     labels = np.tile([True, False, False, False], 100)
     assert point_metrics(np.full(400, 0.25), labels, 0.5)["ece"] == pytest.approx(0)
     assert point_metrics(np.full(400, 0.95), labels, 0.5)["ece"] == pytest.approx(0.70)
+
+
+def test_the_reliability_diagram_holds_every_row_and_shows_the_calibration_error() -> None:
+    scores, labels = sample()
+    mean, share, weight = reliability(scores, labels)
+    assert weight.sum() == len(scores)
+    assert (mean * weight).sum() == pytest.approx(scores.sum())
+    error = (np.abs(share - mean) * weight).sum() / weight.sum()
+    assert ece_with_interval(scores, labels, resamples=20)["value"] == pytest.approx(error)
+
+
+def test_scores_before_calibration_have_their_error_beside_that_after() -> None:
+    labels = np.array([[1.0], [0.0]] * 50)
+    before, after = np.full((100, 1), 0.9), np.full((100, 1), 0.5)
+    found = evaluate(after, labels, [0.5], [], uncalibrated=before, resamples=20)["harmfulness"]
+    assert found["ece"]["value"] == pytest.approx(0)
+    assert found["ece_uncalibrated"]["value"] == pytest.approx(0.4)
 
 
 def test_the_chosen_threshold_has_the_best_f1() -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,19 +80,34 @@ def train(
 
 @_command
 def eval(
-    data: Annotated[list[Path], typer.Option(help="File with labelled rows; more may follow it.")],
-    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md and pr.png.")],
-    more: Annotated[list[Path] | None, typer.Argument(help="More files with labelled rows.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.html, results.json, results.md, pr.png and scores/.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="File with labelled rows, or hub:NAME, a public set; more may follow it.")
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(help="More files with labelled rows.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Folder whose data files are all taken; public: all public sets of the hub.")
+    ] = None,
+    control: Annotated[
+        list[Path] | None, typer.Option(help="Results folder of another guard to compare with; may be repeated.")
+    ] = None,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Leave the errors' text out of the report.")] = False,
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
     resamples: Annotated[int, typer.Option(min=10, help="Bootstrap resamples behind each interval.")] = 1000,
 ) -> None:
-    """Evaluate a guard on labelled files: metrics with 95 % intervals, for harmfulness and each category."""
-    from lora_guard.evaluation.run import evaluate_files
+    """Evaluate a guard on labelled sets: metrics with 95 % intervals beside controls and published figures."""
+    from lora_guard.evaluation.run import EvalSettings, evaluate_sets
 
+    settings = EvalSettings(
+        resamples=resamples,
+        text=not no_text,
+        controls=control or [],
+        command=shlex.join(["lora-guard", *sys.argv[1:]]),
+    )
     loaded = _load(guard, base, allow_other_base, bulk=True)
-    print(evaluate_files(loaded, [*data, *(more or [])], out, resamples=resamples))
+    print(evaluate_sets(loaded, [*(data or []), *(more or [])], suite, out, settings))
 
 
 @_command

@@ -30,11 +30,17 @@ class Guard:
     Args:
         spec: what the guard is: base, taxonomy, calibration.
         engine: runs both paths.
+        parameters: of adapter and heads, all that is held in memory beside the chat model.
+        base_fingerprint: of the chat model's weights, if they may be others than those the guard was trained on.
     """
 
-    def __init__(self, spec: GuardSpec, engine: Engine) -> None:
+    def __init__(
+        self, spec: GuardSpec, engine: Engine, *, parameters: int | None = None, base_fingerprint: str | None = None
+    ) -> None:
         self.spec = spec
         self.engine = engine
+        self.parameters = parameters
+        self.base_fingerprint = base_fingerprint or spec.base.fingerprint
         self.taxonomy = Taxonomy.from_dict(spec.taxonomy)
 
     @classmethod
@@ -81,7 +87,8 @@ class Guard:
         engine = TorchEngine(
             chat_model, model, invocation=spec.invocation, max_length=spec.max_length, precision=precision
         )
-        return cls(spec, engine)
+        parameters = sum(tensor.numel() for tensor in [*saved.adapter.values(), *saved.heads.values()])
+        return cls(spec, engine, parameters=parameters, base_fingerprint=chat_model.fingerprint)
 
     @overload
     def moderate(self, conversations: Conversation, *, target: Target | None = ...) -> Verdict: ...
@@ -114,9 +121,33 @@ class Guard:
         """
         if isinstance(conversations, Conversation):
             return self.moderate([conversations], target=target)[0]
+        rows = self.logits(conversations, target=target, done=done)
+        pairs = zip(rows, conversations, strict=True)
+        return [self.verdict(row, target or conversation.target) for row, conversation in pairs]
+
+    def logits(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        target: Target | None = None,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> list[GuardLogits]:
+        """What :meth:`moderate` decides on: the heads' outputs before calibration.
+
+        Args:
+            conversations: what to judge.
+            target: ``prompt`` or ``response``; by default the last message decides.
+            done: called with the number of conversations as they finish.
+
+        Returns:
+            One ``GuardLogits`` a conversation, in input order; :meth:`verdict` makes a verdict of it.
+
+        Raises:
+            InputError: a conversation has no message of the target's kind.
+            ResourceError: no memory for a batch.
+        """
         targets = [target or conversation.target for conversation in conversations]
-        logits = self.engine.score(conversations, targets, done=done)
-        return [self.verdict(row, judged) for row, judged in zip(logits, targets, strict=True)]
+        return self.engine.score(conversations, targets, done=done)
 
     def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
         """Apply the saved temperatures and thresholds to what :meth:`Session.judge` returned."""

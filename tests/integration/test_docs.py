@@ -69,7 +69,7 @@ def test_the_quickstarts_commands_work(tmp_path: Path, monkeypatch: pytest.Monke
     assert len((tmp_path / "verdicts.jsonl").read_text("utf-8").splitlines()) == len(
         (ROOT / "tests/data/tame.jsonl").read_text("utf-8").splitlines()
     )
-    for name in ("run/guard/guard.json", "run/loss.png", "run/pr.png", "eval/results.json", "eval/results.md"):
+    for name in ("run/guard/guard.json", "run/loss.png", "run/pr.png", "eval/results.json", "eval/report.html"):
         assert (tmp_path / name).is_file()
 
 

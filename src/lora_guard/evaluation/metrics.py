@@ -1,6 +1,6 @@
 """Metrics of scores against labels, and their bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,25 +10,32 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-METRICS = ("auprc", "auroc", "precision", "recall", "f1", "fpr", "accuracy", "best_f1", "ece")
+TPR_AT = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
+"""The highest true-positive rate that a threshold reaches with at most this false-positive rate."""
+
+METRICS = ("auprc", "auroc", "precision", "recall", "f1", "fpr", "accuracy", "best_f1", *TPR_AT, "ece")
+
+Interval = dict[str, float | None]
+"""A metric's ``value`` with its ``low`` and ``high`` bound."""
 
 _BINS = 15
 _COUNTS_AT_ONCE = 4_000_000
 
 
-def point_metrics(scores: Floats, labels: Bools, threshold: float) -> dict[str, float | None]:
+def point_metrics(scores: Floats, labels: Bools, threshold: float | Floats) -> dict[str, float | None]:
     """All of :data:`METRICS`; None where one is undefined.
 
     Flagged means ``score >= threshold``. AUPRC is average precision; ECE compares the score, taken as the probability
     of harm, with the share of harm in 15 equal bins. Without positives there is no AUPRC, AUROC, recall, F1 and best
-    F1, without negatives no AUROC and FPR; precision is 0 when nothing is flagged.
+    F1, without negatives no AUROC and FPR, without either no TPR at an FPR; precision is 0 when nothing is flagged.
 
     Args:
         scores: ``[rows]`` in [0, 1].
         labels: ``[rows]``, true is harmful.
-        threshold: of the flag.
+        threshold: of the flag; one, or one a row ``[rows]``.
     """
     flagged = scores >= threshold
+    once = np.ones((1, len(scores)))
     rates = _rates(
         np.array([(flagged & labels).sum()]),
         np.array([(flagged & ~labels).sum()]),
@@ -41,45 +48,38 @@ def point_metrics(scores: Floats, labels: Bools, threshold: float) -> dict[str, 
         "auroc": roc_auc_score(labels, scores) if has_both else np.nan,
         **{name: rate[0] for name, rate in rates.items()},
         "best_f1": _f1_curve(scores, labels)[0].max() if labels.any() else np.nan,
-        "ece": _ece(scores, labels, np.ones((1, len(scores))))[0],
+        **{name: rates[0] for name, rates in _tpr_at(*_above(scores, labels, once)).items()},
+        "ece": _ece(scores, labels, once)[0],
     }
     return {name: None if np.isnan(values[name]) else float(values[name]) for name in METRICS}
 
 
 def with_intervals(
-    scores: Floats, labels: Bools, threshold: float, *, resamples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, float | None]]:
+    scores: Floats, labels: Bools, threshold: float | Floats, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
     """``{METRIC: {"value", "low", "high"}}``: the point metrics with 95 % percentile intervals over resampled rows.
 
     Resamples in which a metric is undefined are left out of its interval.
     """
     points = point_metrics(scores, labels, threshold)
-    random = np.random.default_rng(seed)
-    size = max(1, _COUNTS_AT_ONCE // max(1, len(scores)))
-    parts = []
-    for start in range(0, resamples, size):
-        shape = (min(size, resamples - start), len(scores))
-        parts.append(_resampled(scores, labels, threshold, _draw(random, shape)))
-    bounds: dict[str, dict[str, float | None]] = {}
-    for name in METRICS:
-        values = np.concatenate([part[name] for part in parts])
-        values = values[~np.isnan(values)]
-        defined = points[name] is not None and len(values) > 0
-        low, high = np.percentile(values, [2.5, 97.5]) if defined else (np.nan, np.nan)
-        bounds[name] = {
-            "value": points[name],
-            "low": float(low) if defined else None,
-            "high": float(high) if defined else None,
-        }
-    return bounds
+    parts = [_resampled(scores, labels, threshold, counts) for counts in _draws(len(scores), resamples, seed)]
+    return {name: _interval(points[name], np.concatenate([part[name] for part in parts])) for name in METRICS}
+
+
+def ece_with_interval(scores: Floats, labels: Bools, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """The calibration error alone, as :func:`with_intervals` has it."""
+    value = float(_ece(scores, labels, np.ones((1, len(scores))))[0])
+    parts = [_ece(scores, labels, counts) for counts in _draws(len(scores), resamples, seed)]
+    return _interval(value, np.concatenate(parts))
 
 
 def evaluate(
     scores: Floats,
     labels: Floats,
-    thresholds: Sequence[float],
+    thresholds: Sequence[float] | Floats,
     categories: Sequence[str],
     *,
+    uncalibrated: Floats | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -88,12 +88,14 @@ def evaluate(
     Args:
         scores: ``[rows, 1 + K]``, harmfulness first.
         labels: ``[rows, 1 + K]``: 1 harmful, 0 unharmful, nan not annotated.
-        thresholds: 1 + K.
+        thresholds: ``[1 + K]``, or ``[rows, 1 + K]``.
         categories: K names.
+        uncalibrated: ``[rows, 1 + K]``, the scores before calibration; their error is then given beside ``ece``.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
-    columns = {}
+    limits = np.broadcast_to(np.asarray(thresholds, dtype=float), scores.shape)
+    columns: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(["", *categories]):
         known = ~np.isnan(labels[:, index])
         if known.any():
@@ -101,8 +103,11 @@ def evaluate(
             columns[name] = {
                 "n": int(known.sum()),
                 "positives": int(positive.sum()),
-                **with_intervals(scores[known, index], positive, thresholds[index], resamples=resamples, seed=seed),
+                **with_intervals(scores[known, index], positive, limits[known, index], resamples=resamples, seed=seed),
             }
+            if uncalibrated is not None:
+                raw = uncalibrated[known, index]
+                columns[name]["ece_uncalibrated"] = ece_with_interval(raw, positive, resamples=resamples, seed=seed)
     return {"n": len(labels), "harmfulness": columns.pop("", {}), "categories": columns}
 
 
@@ -120,6 +125,16 @@ def precision_recall(scores: Floats, labels: Bools) -> tuple[Floats, Floats, flo
     return recall, precision, float(average_precision_score(labels, scores))
 
 
+def reliability(scores: Floats, labels: Bools) -> tuple[Floats, Floats, Floats]:
+    """The points of a reliability diagram: mean score, share of harm and number of rows of each bin with rows."""
+    bins = _bin(scores)
+    count = np.bincount(bins, minlength=_BINS).astype(float)
+    filled = count > 0
+    mean = np.bincount(bins, scores, _BINS)[filled] / count[filled]
+    share = np.bincount(bins, labels, _BINS)[filled] / count[filled]
+    return mean, share, count[filled]
+
+
 def _f1_curve(scores: Floats, labels: Bools) -> tuple[Floats, Floats]:
     """F1 at each threshold that occurs, and the thresholds, ascending."""
     precision, recall, thresholds = precision_recall_curve(labels, scores)
@@ -128,14 +143,25 @@ def _f1_curve(scores: Floats, labels: Bools) -> tuple[Floats, Floats]:
     return f1[:-1], thresholds
 
 
-def _draw(random: np.random.Generator, shape: tuple[int, int]) -> Floats:
-    """How often each row is drawn in each resample, ``[resamples, rows]``."""
-    rows = shape[1]
-    return random.multinomial(rows, np.full(rows, 1 / rows), size=shape[0]).astype(float)
+def _draws(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each row is drawn in each resample, ``[resamples, rows]`` in parts that memory holds."""
+    random = np.random.default_rng(seed)
+    size = max(1, _COUNTS_AT_ONCE // max(1, rows))
+    for start in range(0, resamples, size):
+        yield random.multinomial(rows, np.full(rows, 1 / rows), size=min(size, resamples - start)).astype(float)
 
 
-def _resampled(scores: Floats, labels: Bools, threshold: float, counts: Floats) -> dict[str, Floats]:
-    """The metrics of each resample ``[resamples]``, nan where undefined.
+def _interval(point: float | None, resampled: Floats) -> Interval:
+    """The 95 % percentile interval around a point metric; resamples in which it is undefined are left out."""
+    values = resampled[~np.isnan(resampled)]
+    if point is None or not len(values):
+        return {"value": point, "low": None, "high": None}
+    low, high = np.percentile(values, [2.5, 97.5])
+    return {"value": point, "low": float(low), "high": float(high)}
+
+
+def _above(scores: Floats, labels: Bools, counts: Floats) -> tuple[Floats, Floats]:
+    """Weight of harmful and of unharmful rows at or above each score, highest first: ``[resamples, different scores]``.
 
     A resample is a weight a row, so that scores are sorted once. Sums over equal scores come first: a curve has no
     point within a tie.
@@ -143,11 +169,25 @@ def _resampled(scores: Floats, labels: Bools, threshold: float, counts: Floats) 
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     weights, positive = counts[:, order], labels[order]
-    true = (weights * positive).cumsum(1)[:, ends]  # weight of harmful rows at or above each score
-    false = (weights * ~positive).cumsum(1)[:, ends]
+    return (weights * positive).cumsum(1)[:, ends], (weights * ~positive).cumsum(1)[:, ends]
+
+
+def _tpr_at(true: Floats, false: Floats) -> dict[str, Floats]:
+    """:data:`TPR_AT` of each resample, from what :func:`_above` returns: 0 where the highest score passes the limit."""
+    positives, negatives = true[:, -1:], false[:, -1:]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate = true / positives
+    defined = ((positives > 0) & (negatives > 0))[:, 0]
+    best = {name: np.where(false <= limit * negatives, rate, 0).max(1) for name, limit in TPR_AT.items()}
+    return {name: np.where(defined, rates, np.nan) for name, rates in best.items()}
+
+
+def _resampled(scores: Floats, labels: Bools, threshold: float | Floats, counts: Floats) -> dict[str, Floats]:
+    """The metrics of each resample ``[resamples]``, nan where undefined."""
+    true, false = _above(scores, labels, counts)
     positives, negatives = true[:, -1], false[:, -1]
-    flagged = np.searchsorted(-scores[order][ends], -threshold, side="right")
-    at = (true[:, flagged - 1], false[:, flagged - 1]) if flagged else (0 * positives, 0 * negatives)
+    flagged = scores >= threshold
+    at = (counts[:, flagged & labels].sum(1), counts[:, flagged & ~labels].sum(1))
     start = np.zeros((len(counts), 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.nan_to_num(true / (true + false))
@@ -160,6 +200,7 @@ def _resampled(scores: Floats, labels: Bools, threshold: float, counts: Floats) 
         "auroc": auroc,
         **_rates(at[0], at[1], positives, negatives),
         "best_f1": best_f1,
+        **_tpr_at(true, false),
         "ece": _ece(scores, labels, counts),
     }
 
@@ -179,8 +220,14 @@ def _rates(true: Floats, false: Floats, positives: Floats, negatives: Floats) ->
 
 def _ece(scores: Floats, labels: Bools, counts: Floats) -> Floats:
     """Expected calibration error of each resample: |share of harm - mean score| over 15 bins, weighted by rows."""
-    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    bins = _bin(scores)
     gap = np.where(labels, 1.0, 0.0) - scores
     one_hot = bins[:, None] == np.arange(_BINS)
     errors: Floats = np.abs((counts * gap) @ one_hot).sum(1) / counts.sum(1)
     return errors
+
+
+def _bin(scores: Floats) -> NDArray[np.int_]:
+    """The bin of each score: 15 equal parts of [0, 1]."""
+    bins: NDArray[np.int_] = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    return bins

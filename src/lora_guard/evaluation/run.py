@@ -1,86 +1,119 @@
-"""Evaluates a guard on files of labelled rows: scores, metrics with intervals, and where they come from."""
+"""Evaluates a guard on sets of labelled rows: scores, metrics with intervals, slices, comparisons, and the report."""
 
-import hashlib
-import platform
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lora_guard import files
-from lora_guard.data.sources import read_file
-from lora_guard.errors import ConfigError
 from lora_guard.evaluation.metrics import evaluate
+from lora_guard.evaluation.page import to_html
 from lora_guard.evaluation.plots import pr_curves
+from lora_guard.evaluation.provenance import provenance
+from lora_guard.evaluation.references import Control, control_from_results, measured, published, shipped_controls
 from lora_guard.evaluation.report import to_markdown
+from lora_guard.evaluation.scores import Scored, score_set
+from lora_guard.evaluation.sets import read_sets
+from lora_guard.evaluation.slices import slices
 from lora_guard.guard import Guard
-from lora_guard.progress import progress
 
 
-def evaluate_files(guard: Guard, paths: Sequence[Path], out: Path, *, resamples: int = 1000, seed: int = 0) -> str:
-    """Evaluate each file and write ``results.json``, ``results.md`` and ``pr.png`` to ``out``, anew after each file.
+@dataclass(frozen=True)
+class EvalSettings:
+    """How an evaluation is done."""
+
+    resamples: int = 1000
+    """Of the bootstrap behind each interval."""
+    seed: int = 0
+    """Of the bootstrap."""
+    text: bool = True
+    """Put the text of the worst errors into the report."""
+    controls: Sequence[Path] = ()
+    """Folders with results of other guards, shown as controls beside those that ship with the program."""
+    command: str = "lora_guard.evaluation.run.evaluate_sets"
+    """What began the evaluation, for the record."""
+
+
+def evaluate_sets(guard: Guard, data: Sequence[str], suite: str | None, out: Path, settings: EvalSettings) -> str:
+    """Evaluate each set and write ``results.json``, ``results.md``, ``report.html`` and ``pr.png``, anew after each.
+
+    A set whose logits are in ``out/scores`` already, of the same guard, base model and data, is not scored again.
 
     Args:
         guard: its saved thresholds are those of the metrics.
-        paths: labelled rows; a file's stem names it in the results.
+        data: files with labelled rows, or ``hub:NAME``; a file's stem names it in the results.
+        suite: a folder of such files, or ``public``.
         out: created if need be.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        settings: how it is done.
 
     Returns:
         The Markdown.
 
     Raises:
-        ConfigError: two files of one name.
-        DataError: a missing, empty or bad file.
+        ConfigError: no set, or two of one name.
+        DataError: a missing, empty or bad file, or results that are none.
         ResourceError: ``out`` cannot be written.
     """
-    names = [path.stem for path in paths]
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise ConfigError(f"two files are called {sorted(repeated)[0]!r}; allowed: different names")
-    examples = [read_file(path, guard.taxonomy) for path in paths]  # every file is checked before the first is scored
+    sets = read_sets(data, suite, guard.taxonomy)
+    controls = [*shipped_controls(), *(control_from_results(folder) for folder in settings.controls)]
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"datasets": {}, "provenance": _provenance(guard, paths, resamples, seed)}
-    curves = {}
-    calibration = guard.spec.calibration
-    thresholds = [calibration.harmful.threshold, *(c.threshold for c in calibration.categories.values())]
-    for name, rows in zip(names, examples, strict=True):
-        began = time.monotonic()
-        with progress(f"score {name}", len(rows)) as tick:
-            verdicts = guard.moderate([row.conversation() for row in rows], done=tick)
-        seconds = time.monotonic() - began
-        scores = np.array([[v.score, *(c.score for c in v.categories.values())] for v in verdicts])
-        labels = np.array([row.labels(guard.taxonomy) for row in rows])
-        results["datasets"][name] = evaluate(
-            scores, labels, thresholds, guard.taxonomy.categories, resamples=resamples, seed=seed
-        )
-        results["provenance"]["rows_per_second"][name] = round(len(rows) / seconds, 2)
-        known = ~np.isnan(labels[:, 0])
-        curves[name] = (scores[known, 0], labels[known, 0] == 1)
-        files.write_json(out / "results.json", results)
-        files.write_text(out / "results.md", to_markdown(results))
-        pr_curves(curves, out / "pr.png", f"Harmfulness, {guard.spec.name}")
+    read_from = {part.name: {"file": part.place, "sha256": part.sha256} for part in sets}
+    bootstrap = {"resamples": settings.resamples, "seed": settings.seed, "interval": 0.95}
+    results: dict[str, Any] = {
+        "datasets": {},
+        "provenance": provenance(guard, read_from, settings.command, bootstrap=bootstrap),
+    }
+    done: list[Scored] = []
+    for part in sets:
+        scored, rate = score_set(guard, part, out / "scores")
+        done.append(scored)
+        results["datasets"][part.name] = _entry(scored, guard.taxonomy.categories, controls, settings)
+        results["provenance"]["rows_per_second"][part.name] = rate
+        _write(results, done, out, settings.text)
     return to_markdown(results)
 
 
-def _provenance(guard: Guard, paths: Sequence[Path], resamples: int, seed: int) -> dict[str, Any]:
+def _entry(
+    scored: Scored, categories: tuple[str, ...], controls: Sequence[Control], settings: EvalSettings
+) -> dict[str, Any]:
+    """A set's entry in ``results.json``."""
+    resampling: dict[str, int] = {"resamples": settings.resamples, "seed": settings.seed}
+    entry = evaluate(
+        scored.scores, scored.labels, scored.thresholds, categories, uncalibrated=scored.uncalibrated, **resampling
+    )
+    harmfulness = entry["harmfulness"]
     return {
-        "guard": guard.spec.name,
-        "guard_files": dict(guard.spec.files),
-        "base": guard.spec.base.model_dump(mode="json"),
-        "data": {path.stem: {"file": path.name, "sha256": _sha256(path)} for path in paths},
-        "bootstrap": {"resamples": resamples, "seed": seed, "interval": 0.95},
-        "rows_per_second": {},
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("lora-guard", "torch", "transformers")},
+        **entry,
+        "slices": slices(scored, categories, **resampling),
+        "confusion": _confusion(scored) if harmfulness else {},
+        "controls": measured(controls, scored.data.sha256, harmfulness) if harmfulness else [],
+        "published": [figure.model_dump() for figure in published(scored.data.name)],
     }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _confusion(scored: Scored) -> dict[str, dict[str, int]]:
+    """``{policy: counts}`` of harmfulness."""
+    harmful, harmless = scored.labels[:, 0] == 1, scored.labels[:, 0] == 0
+    return {
+        policy: {
+            "true_positives": int((flagged & harmful).sum()),
+            "false_negatives": int((~flagged & harmful).sum()),
+            "false_positives": int((flagged & harmless).sum()),
+            "true_negatives": int((~flagged & harmless).sum()),
+        }
+        for policy, flagged in scored.flagged.items()
+    }
+
+
+def _write(results: dict[str, Any], done: Sequence[Scored], out: Path, text: bool) -> None:
+    files.write_json(out / "results.json", results)
+    files.write_text(out / "results.md", to_markdown(results))
+    files.write_text(out / "report.html", to_html(results, done, text=text))
+    curves = {}
+    for scored in done:
+        known = ~np.isnan(scored.labels[:, 0])
+        curves[scored.data.name] = (scored.scores[known, 0], scored.labels[known, 0] == 1)
+    pr_curves(curves, out / "pr.png", f"Harmfulness, {results['provenance']['guard']}")

@@ -56,8 +56,20 @@ class RunRows:
     summary: dict[str, int]
 
 
-def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocation: str) -> RunRows:
-    """Read and prepare the rows of a run, the same on every process.
+@dataclass(frozen=True)
+class RunExamples:
+    """The examples of a run before they are token ids; ``origins`` are the sources of the training ones."""
+
+    train: list[Example]
+    origins: list[Source]
+    validation: list[Example]
+    tests: list[tuple[str, list[Example]]]
+    splits: dict[str, Any]
+    dropped: dict[str, int]
+
+
+def choose(config: TrainConfig, taxonomy: Taxonomy) -> RunExamples:
+    """Read, clean and split the examples of a run, the same on every process.
 
     Rows without any label, duplicates, and training prompts that occur in a validation or test set are dropped and
     counted; the paper's split keeps them, as the paper did.
@@ -76,25 +88,40 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
         train_indices, validation_indices = split_paper(examples, config.seed)
     else:
         train_indices, validation_indices = split_grouped(examples, config.validation_fraction, config.seed)
-    train = [examples[index] for index in train_indices]
-    validation = held_out or [examples[index] for index in validation_indices]
-    if not train:
+    if not train_indices:
         raise DataError("no training row is left: all of them occur in the validation or test sets")
+    return RunExamples(
+        train=[examples[index] for index in train_indices],
+        origins=[origins[index] for index in train_indices],
+        validation=held_out or [examples[index] for index in validation_indices],
+        tests=tests,
+        splits={"train": train_indices, "validation": validation_indices, "rows": len(examples)},
+        dropped=dropped,
+    )
 
-    def rows(name: str, chosen: Sequence[Example]) -> RowSet:
-        judged = [renderer.judged(example.conversation(), example.target, invocation) for example in chosen]
-        labels = torch.tensor([example.labels(taxonomy) for example in chosen])
+
+def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocation: str) -> RunRows:
+    """The rows of a run as token ids, from the examples that :func:`choose` gives.
+
+    Raises:
+        DataError: a source that is missing or bad, or nothing left to train on.
+    """
+    chosen = choose(config, taxonomy)
+
+    def rows(name: str, examples: Sequence[Example]) -> RowSet:
+        judged = [renderer.judged(example.conversation(), example.target, invocation) for example in examples]
+        labels = torch.tensor([example.labels(taxonomy) for example in examples])
         return RowSet(name, [rendered.windows(config.max_length) for rendered in judged], labels)
 
-    training = rows("train", train)
+    training = rows("train", chosen.train)
     return RunRows(
         train=training,
-        draws=[origins[index].weight for index in train_indices],
-        validation=rows("validation", validation),
-        tests=[rows(name, chosen) for name, chosen in tests],
-        splits={"train": train_indices, "validation": validation_indices, "rows": len(examples)},
-        used=dict(Counter(origins[index].name for index in train_indices)),
-        summary={**dropped, "trained_on_first_window": sum(len(windows) > 1 for windows in training.windows)},
+        draws=[origin.weight for origin in chosen.origins],
+        validation=rows("validation", chosen.validation),
+        tests=[rows(name, examples) for name, examples in chosen.tests],
+        splits=chosen.splits,
+        used=dict(Counter(origin.name for origin in chosen.origins)),
+        summary={**chosen.dropped, "trained_on_first_window": sum(len(windows) > 1 for windows in training.windows)},
     )
 
 

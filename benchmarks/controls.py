@@ -1,0 +1,117 @@
+"""Measures the controls a guard must beat, and records them in the package with command, commit and config.
+
+    python benchmarks/controls.py tf-idf --config configs/smollm2-135m-alora.yaml --data DATA
+    python benchmarks/controls.py record RESULTS --title "head alone" --config configs/control-none.yaml
+
+``tf-idf`` trains a logistic regression on word and character n-grams of the same rows as the config's guard, chooses
+its regularisation and threshold on that config's validation rows alone, and evaluates it on the config's test files.
+``record`` takes what ``lora-guard eval --out RESULTS`` wrote of a guard trained by the config. Both replace the control
+of the same title in ``src/lora_guard/evaluation/controls.json``; ``lora-guard eval`` shows it beside every guard on the
+same data.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.pipeline import FeatureUnion, make_pipeline
+
+from lora_guard import files
+from lora_guard.config import TrainConfig
+from lora_guard.data.example import Example
+from lora_guard.evaluation.metrics import Bools, best_f1_threshold, with_intervals
+from lora_guard.evaluation.provenance import commit
+from lora_guard.evaluation.references import CONTROLS_FILE, Control, ControlFigures, control_from_results
+from lora_guard.taxonomy import Taxonomy
+from lora_guard.training.rows import choose
+
+REGULARISATIONS = (0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    tf_idf = commands.add_parser("tf-idf")
+    tf_idf.add_argument("--config", required=True, help="the training config whose rows it learns from")
+    tf_idf.add_argument("--data", required=True, help="folder that the config's paths start from")
+    record = commands.add_parser("record")
+    record.add_argument("results", type=Path, help="folder that an evaluation wrote")
+    record.add_argument("--title", required=True)
+    record.add_argument("--config", required=True, help="the training config of the guard")
+    arguments = parser.parse_args()
+    if arguments.command == "tf-idf":
+        save(train_tf_idf(arguments.config, arguments.data))
+    else:
+        command = f"lora-guard train RUN --config {arguments.config} --set data_root=DATA"
+        update = {"title": arguments.title, "config": arguments.config, "command": command}
+        save(control_from_results(arguments.results).model_copy(update=update))
+
+
+def save(control: Control) -> None:
+    """Put a control into the package's file, in place of the one of its title."""
+    entries = json.loads(CONTROLS_FILE.read_text("utf-8"))
+    others = [entry for entry in entries if entry["title"] != control.title]
+    files.write_json(CONTROLS_FILE, [*others, control.model_dump(mode="json")])
+    for figures in control.sets.values():
+        shown = {name: figures.harmfulness[name] for name in ("auprc", "f1", "fpr")}
+        print(control.title, figures.name, json.dumps(shown))
+
+
+def train_tf_idf(config_file: str, data: str) -> Control:
+    """Train, choose on validation rows, evaluate on the config's test files."""
+    config = TrainConfig.load(config_file, [f"data_root={data}"])
+    examples = choose(config, Taxonomy.load(config.taxonomy))
+    texts, labels = labelled(examples.train)
+    held_out, held_out_labels = labelled(examples.validation)
+    model: Any
+    best, model = -1.0, None
+    features = n_grams()
+    train_features, held_out_features = features.fit_transform(texts), features.transform(held_out)
+    for regularisation in REGULARISATIONS:
+        candidate = LogisticRegression(C=regularisation, class_weight="balanced", max_iter=2000)
+        candidate.fit(train_features, labels)
+        auprc = average_precision_score(held_out_labels, candidate.predict_proba(held_out_features)[:, 1])
+        print(f"C {regularisation}: validation AUPRC {auprc:.4f}", file=sys.stderr)
+        if auprc > best:
+            best, model = auprc, candidate
+    threshold = best_f1_threshold(model.predict_proba(held_out_features)[:, 1], held_out_labels)
+    classifier = make_pipeline(features, model)
+    sets = {}
+    for source, (name, rows) in zip(config.test, examples.tests, strict=True):
+        test_texts, test_labels = labelled(rows)
+        metrics = with_intervals(classifier.predict_proba(test_texts)[:, 1], test_labels, threshold)
+        sha256 = hashlib.sha256((Path(data) / source.path).read_bytes()).hexdigest()
+        sets[sha256] = ControlFigures(name=name, n=len(rows), harmfulness=metrics)
+    return Control(
+        title="TF-IDF and logistic regression",
+        config=config_file,
+        command=f"python benchmarks/controls.py tf-idf --config {config_file} --data DATA",
+        commit=commit() or "unknown",
+        parameters=model.coef_.size + model.intercept_.size,
+        sets=sets,
+    )
+
+
+def n_grams() -> FeatureUnion:
+    """Words and pairs of words, and three to five characters within words."""
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=3, sublinear_tf=True)
+    return FeatureUnion([("words", words), ("characters", characters)])
+
+
+def labelled(examples: list[Example]) -> tuple[list[str], Bools]:
+    """The texts, plainly rendered, and labels of the examples whose harmfulness is known."""
+    known = [example for example in examples if example.harmful is not None]
+    texts = [f"user: {e.prompt}" + ("" if e.response is None else f"\n\nassistant: {e.response}") for e in known]
+    return texts, np.array([example.harmful for example in known], dtype=bool)
+
+
+if __name__ == "__main__":
+    main()
