@@ -155,6 +155,13 @@ def test_the_limit_holds_and_what_does_not_fit_is_computed(make: Make, tmp_path:
     assert sum(path.stat().st_size for path in (tmp_path / "prefixes").rglob("*.kv")) <= limit
 
 
+def test_only_what_will_be_read_again_is_stored(make: Make) -> None:
+    cache = make(repeated=TEXTS[1:])
+    once = cache.read(TEXTS)
+    assert cache.rows == 2
+    assert_close(cache.read(TEXTS), once)
+
+
 def test_a_full_disk_is_not_filled(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage("/")._replace(free=prefix_cache._FREE_BYTES_LEFT)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)

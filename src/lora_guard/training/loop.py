@@ -184,14 +184,16 @@ def _prefix_cache(
     rows: RunRows,
     root: Path | None,
 ) -> PrefixCache:
-    """The frozen part of the training texts; kept on the disk if any of it will be read twice."""
-    again = config.epochs > 1 or max(rows.draws) > 1
+    """The frozen part of the training texts; what will be read twice is kept on the disk."""
+    texts = [ids[: -len(model.invocation)] for ids in rows.train.ids]
+    repeated = [text for text, draws in zip(texts, rows.draws, strict=True) if config.epochs * draws > 1]
     return PrefixCache(
         model,
         base,
-        [ids[: -len(model.invocation)] for ids in rows.train.ids],
+        texts,
         precision=config.precision,
-        limit=int(config.prefix_cache * 1e9) if again else 0,
+        limit=int(config.prefix_cache * 1e9) if repeated else 0,
+        repeated=repeated,
         writers=accelerator.num_processes,
         root=root,
     )

@@ -40,6 +40,7 @@ class PrefixCache:
         model: of kind ``alora``.
         base: its chat model; its fingerprint is part of the key.
         texts: every text that will be read; what all begin with is computed once and stored apart.
+        repeated: those of them that will be read more than once, and are therefore stored; all when None.
         precision: of the guard path.
         limit: bytes on the disk; 0 computes every text each time.
         writers: processes of the run, which share the limit.
@@ -54,6 +55,7 @@ class PrefixCache:
         *,
         precision: str,
         limit: int,
+        repeated: Sequence[Sequence[int]] | None = None,
         writers: int = 1,
         root: Path | None = None,
     ) -> None:
@@ -66,7 +68,8 @@ class PrefixCache:
             key = [base.fingerprint, RENDER_VERSION, self._dtype, list(texts[0][: self._shared])]
             example = self._compute([texts[0][: self._shared + 1]], None)
             token_bytes = sum(part.numel() // part.shape[2] for layer in example.layers for part in layer) * 2
-            tokens = sum(len(text) - self._shared for text in {tuple(text) for text in texts})
+            stored = {_key(text): len(text) - self._shared for text in (texts if repeated is None else repeated)}
+            self._stored, tokens = stored.keys(), sum(stored.values())
             needed = min(limit, tokens * token_bytes)
             folder = (root or cache_folder() / "prefixes") / hashlib.sha256(str(key).encode()).hexdigest()[:16]
             self._store = _Store(folder, limit, needed, writers)
@@ -91,12 +94,13 @@ class PrefixCache:
         if self._store is None:
             return self._compute(tails, self._opening)
         store = self._store
-        keys = [hashlib.sha256(np.array(text, dtype=np.int64).tobytes()).hexdigest()[:32] for text in texts]
+        keys = [_key(text) for text in texts]
         rows = {key: row for key in keys if (row := store.get(key)) is not None}
         missing = {key: tail for key, tail in zip(keys, tails, strict=True) if key not in rows}
         if missing:
             for key, row in zip(missing, self._split(list(missing.values())), strict=True):
-                store.put(key, row)
+                if key in self._stored:
+                    store.put(key, row)
                 rows[key] = row
         return self._join([rows[key] for key in keys])
 
@@ -125,6 +129,10 @@ class PrefixCache:
             joined[:, :, place, :, self._shared : self._shared + row.shape[3]] = row
         joined = joined.to(self._device)
         return Prefix([(layer[0], layer[1]) for layer in joined], lengths.to(self._device))
+
+
+def _key(text: Sequence[int]) -> str:
+    return hashlib.sha256(np.array(text, dtype=np.int64).tobytes()).hexdigest()[:32]
 
 
 class _Place(NamedTuple):
