@@ -210,6 +210,23 @@ def test_several_files_may_follow_data(folder: Path, tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["datasets"]) == {"one", "two"}
 
 
+def test_a_suite_is_a_folder_and_its_text_can_be_left_out_of_the_report(folder: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    (suite / "one.jsonl").write_text(
+        '{"prompt": "quotable", "unsafe": true}\n{"prompt": "quotable", "unsafe": false}\n'
+    )
+    words = ["eval", "--guard", str(folder), "--resamples", "10", "--suite", str(suite), "--out", str(tmp_path / "out")]
+    assert run(*words).exit_code == 0
+    assert "quotable" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert run(*words, "--no-text").exit_code == 0
+    assert "quotable" not in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_an_evaluation_on_nothing_is_one_line(folder: Path, tmp_path: Path) -> None:
+    assert "give --data FILE or --suite FOLDER" in refusal("eval", "--guard", str(folder), "--out", str(tmp_path / "o"))
+
+
 def test_nothing_a_model_says_controls_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\nc\td\u202e") == "a\ufffd[2Jb\ufffd\nc\td\ufffd"
 

@@ -188,10 +188,10 @@ def _rates(counts: Mapping[str, int]) -> dict[str, float]:
     }
 
 
-def _errors(metrics: Sequence[Mapping[str, float]]) -> Floats:
-    """The arms of error bars ``[2, metrics]``; a bootstrap interval need not hold its value."""
-    low = [max(0.0, m["value"] - m["low"]) for m in metrics]
-    return np.array([low, [max(0.0, m["high"] - m["value"]) for m in metrics]])
+def _errors(metrics: Sequence[Mapping[str, float | None]]) -> Floats:
+    """The arms of error bars ``[2, metrics]``: none where no interval is, or where it misses the value."""
+    values, lows, highs = (np.array([m[name] for m in metrics], dtype=float) for name in ("value", "low", "high"))
+    return np.nan_to_num(np.maximum([values - lows, highs - values], 0))
 
 
 def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:

@@ -98,7 +98,7 @@ def _figures(
             "On the dotted line, a score is the share of harm. The pale bars are the share of rows in each bin.",
             lambda ids: figures.calibration(scores, scored.uncalibrated[known, 0], labels, thresholds, ids),
         )
-    categories = {name: m for name, m in entry["categories"].items() if m["auprc"]["low"] is not None}
+    categories = {name: m for name, m in entry["categories"].items() if m["auprc"]["value"] is not None}
     if categories:
         add(
             "AUPRC of each category",
