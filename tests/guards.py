@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from tiny import tiny_folder
 
-from lora_guard import adapter, base_model, guard
+from lora_guard import adapter, base_model
 from lora_guard.artifact import BaseReference, GuardSpec, HeadsShape
+from lora_guard.engine import torch_guard
 from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel
 from lora_guard.taxonomy import Taxonomy
@@ -52,5 +53,5 @@ def tiny_guard_folder(
         calibration=Calibration(harmful=Calibrator(threshold=threshold), categories=calibrators),
     )
     folder = path / "guard"
-    guard.save(GuardModel(base.model, heads, kind=spec.adapter, invocation=ids), spec, folder, card="# tiny\n")
+    torch_guard.save(GuardModel(base.model, heads, kind=spec.adapter, invocation=ids), spec, folder, card="# tiny\n")
     return folder

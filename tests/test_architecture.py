@@ -22,7 +22,11 @@ ORDER = [
     "conversation",
     "taxonomy",
     "render",
+    "verdict",
+    "artifact",
+    "norms",
     "pieces",
+    "default_model",
     "base_model",
     "kv_cache",
     "attention",
@@ -30,11 +34,17 @@ ORDER = [
     "adapter",
     "heads",
     "model",
-    "verdict",
-    "artifact",
     "engine",
     "engine.session",
     "engine.torch_engine",
+    "engine.torch_guard",
+    "export",
+    "export.adapter_gguf",
+    "export.bundle",
+    "engine.llama_cpp",
+    "engine.llama_cpp_text",
+    "engine.llama_cpp_engine",
+    "engine.device_guard",
     "engine.stream",
     "guard",
     "data",
@@ -81,7 +91,18 @@ ORDER = [
 ]
 
 HEAVY = {"torch", "transformers", "peft", "sklearn", "datasets", "numpy", "pandas", "matplotlib"}
-LIGHT_MODULES = ("errors", "files", "config", "conversation", "taxonomy", "render", "verdict", "engine.stream")
+LIGHT_MODULES = (
+    "errors",
+    "files",
+    "config",
+    "conversation",
+    "taxonomy",
+    "render",
+    "verdict",
+    "artifact",
+    "engine.stream",
+    "guard",
+)
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAX_LINES = 400
 

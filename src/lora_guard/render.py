@@ -27,6 +27,17 @@ from lora_guard.errors import ConfigError, ModelError
 RENDER_VERSION = 1
 """Saved with a guard: a guard is only read by a renderer that gives the ids it was trained on."""
 
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}"
+    "{% for message in messages %}"
+    "{{ message['role'] + ':\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token or '' }}{% endif %}"
+    "{{ '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
+"""For models without a chat template: role, colon, content, each turn on lines of its own."""
+
 Encode = Callable[[str, int | None], list[int]]
 """Text, and the id that it follows (None at the beginning) -> token ids, control tokens parsed, nothing added."""
 
