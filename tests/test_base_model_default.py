@@ -73,7 +73,7 @@ def test_asking_where_the_default_goes_does_no_work(cache: Path, conversions: li
 
 def test_another_release_gets_another_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = default_folder()
-    gguf, _ = default_model.packaged()
+    gguf, _ = base_model.packaged()  # the fixture's, not the installed one
     monkeypatch.setattr(base_model, "packaged", lambda: (gguf, "1.1"))
     second = default_folder()
     gguf.write_bytes(b"other weights")

@@ -36,6 +36,9 @@ BaseOption = Annotated[
 OtherBaseOption = Annotated[
     bool, typer.Option("--allow-other-base", help="Accept a base model with other weights than the guard's.")
 ]
+EngineOption = Annotated[
+    str, typer.Option(help="torch, or llama-cpp (extra 'device'): a .gguf chat model, quantised or not, without torch.")
+]
 TargetOption = Annotated[str | None, typer.Option(help="prompt or response; the last message decides when absent.")]
 
 
@@ -85,12 +88,13 @@ def eval(
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
+    engine: EngineOption = "torch",
     resamples: Annotated[int, typer.Option(min=10, help="Bootstrap resamples behind each interval.")] = 1000,
 ) -> None:
     """Evaluate a guard on labelled files: metrics with 95 % intervals, for harmfulness and each category."""
     from lora_guard.evaluation.run import evaluate_files
 
-    loaded = _load(guard, base, allow_other_base, bulk=True)
+    loaded = _load(guard, base, allow_other_base, engine, bulk=True)
     print(evaluate_files(loaded, [*data, *(more or [])], out, resamples=resamples))
 
 
@@ -105,6 +109,7 @@ def moderate(
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
+    engine: EngineOption = "torch",
 ) -> None:
     """Judge one prompt or response, or a file of them."""
     from lora_guard.moderate_command import moderate_many, moderate_one
@@ -115,7 +120,7 @@ def moderate(
         raise InputError("--response goes with --prompt; rows of --input have their own")
     if prompt is not None and output != "-":
         raise InputError("--output goes with --input; the verdict on --prompt goes to stdout")
-    load = functools.partial(_load, guard, base, allow_other_base)
+    load = functools.partial(_load, guard, base, allow_other_base, engine)
     if prompt is not None:
         moderate_one(load, prompt, response, target, as_json=json_)
     else:
@@ -127,6 +132,7 @@ def chat(
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
+    engine: EngineOption = "torch",
     system: Annotated[str | None, typer.Option(help="System message; the model's own when absent.")] = None,
     block: Annotated[
         bool, typer.Option("--block", help="Show only what a check has cleared; withhold what is flagged.")
@@ -145,7 +151,7 @@ def chat(
 
     settings = StreamSettings("block" if block else "score", check_every)
     converse(
-        _load(guard, base, allow_other_base),
+        _load(guard, base, allow_other_base, engine),
         settings,
         system=system,
         max_tokens=max_tokens,
@@ -186,10 +192,13 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _load(guard: str, base: str | None, allow_other_base: bool, *, bulk: bool = False) -> "Guard":
-    from lora_guard.guard import Guard
+def _load(guard: str, base: str | None, allow_other_base: bool, engine: str, *, bulk: bool = False) -> "Guard":
+    from lora_guard.guard import Guard, engine_name
 
-    return Guard.load(guard, base=base, allow_other_base=allow_other_base, bulk=bulk)
+    chosen = engine_name(engine)
+    return Guard.load(
+        guard, base=base, allow_other_base=allow_other_base, engine=chosen, bulk=bulk and chosen == "torch"
+    )
 
 
 @app.callback(invoke_without_command=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Self, get_args, overload
+from typing import Literal, Self, cast, get_args, overload
 
 from lora_guard import artifact
 from lora_guard.artifact import GuardSpec
@@ -66,7 +66,7 @@ class Guard:
             ModelError: the base model cannot be loaded, or the engine is not installed.
         """
         folder = find(guard)
-        if engine == "llama-cpp":
+        if engine_name(engine) == "llama-cpp":
             from lora_guard.engine import device_guard
 
             if device is not None or bulk or precision != "auto":
@@ -74,8 +74,6 @@ class Guard:
                     "precision, device and bulk belong to the torch engine; allowed: engine 'torch' for them"
                 )
             return cls(*device_guard.load(folder, base=base, allow_other_base=allow_other_base))
-        if engine != "torch":
-            raise InputError(f"engine {engine!r} is unknown; {allowed(engine, ENGINES)}")
         from lora_guard.engine import torch_guard
 
         return cls(
@@ -205,6 +203,17 @@ class Guard:
         for event in events:
             if not isinstance(event, Check):
                 yield event
+
+
+def engine_name(name: str) -> EngineName:
+    """The engine of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in ENGINES:
+        raise InputError(f"engine {name!r} is unknown; {allowed(name, ENGINES)}")
+    return cast(EngineName, name)
 
 
 def find(guard: str | Path) -> Path:

@@ -168,7 +168,7 @@ class Context:
         params.n_batch = tokens
         params.n_ubatch = min(tokens, _TOKENS_AT_ONCE)
         params.n_seq_max = sequences
-        params.n_outputs_max = outputs
+        params.n_outputs_max = max(outputs, sequences)  # llama.cpp aborts the process on fewer
         params.n_threads = params.n_threads_batch = threads
         params.pooling_type = llama.LLAMA_POOLING_TYPE_NONE
         params.embeddings = False
