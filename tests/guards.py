@@ -22,8 +22,12 @@ def tiny_guard_folder(
     categories: Sequence[str] = ("a", "b"),
     max_length: int = 128,
     threshold: float = 0.5,
+    strength: float = 0.5,
 ) -> Path:
-    """A guard folder below ``path``; its base, saved beside it, is named in guard.json by its absolute path."""
+    """A guard folder below ``path``; its base, saved beside it, is named in guard.json by its absolute path.
+
+    ``strength`` is the standard deviation of the adapter's B.
+    """
     base_folder = tiny_folder(path / "base", architecture)
     base = base_model.load(str(base_folder))
     renderer = base_model.renderer(base)
@@ -38,7 +42,7 @@ def tiny_guard_folder(
         with torch.no_grad():
             for name, parameter in base.model.named_parameters():
                 if ".lora_B." in name:
-                    parameter.normal_(std=0.5)
+                    parameter.normal_(std=strength)
     hidden = base.model.config.get_text_config().hidden_size
     heads = GuardHeads(hidden, len(categories))
     calibrators = {name: Calibrator(threshold=threshold) for name in categories}

@@ -1,16 +1,15 @@
 """The on-device engine gives what the torch engine gives, and its judgements change no bit of the chat."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from guards import tiny_guard_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import byte_tokenizer
+from tiny_gguf import tiny_gguf
 
 from lora_guard import ChatEnd, Conversation, Guard, base_model, norms
 from lora_guard.errors import InputError
@@ -19,11 +18,10 @@ from lora_guard.export.adapter_gguf import ARCHITECTURES
 pytest.importorskip("llama_cpp", reason="needs the extra 'device'; make test-extras builds it")
 pytestmark = pytest.mark.extras
 
-from tiny_gguf import tiny_gguf
-
 PROMPT = Conversation.of("How do I bake bread?")
 ANSWER = Conversation.of("How do I bake bread?", "Mix flour and water.")
 KINDS = ["lora", "alora", "none"]
+ROUNDED = 2e-3  # of a logit near 1: the adapter is kept in fp16, and llama.cpp rounds what it multiplies likewise
 
 Pair = tuple[Guard, Guard]
 """The same guard on the torch engine and on the device engine."""
@@ -58,7 +56,7 @@ def test_every_architecture_gives_the_torch_engines_scores(architecture: str, ki
     conversations = [PROMPT, ANSWER, Conversation.of("Why? " * 20, "Because.", system="Be kind.")]
     expected = plain.engine.score(conversations, ["prompt", "response", "response"])
     found = device.engine.score(conversations, ["prompt", "response", "response"])
-    tolerance = 1e-3 if architecture == "gemma" else 1e-4  # llama.cpp looks GELU up in a table of fp16 numbers
+    tolerance = ROUNDED if kind != "none" or architecture == "gemma" else 1e-4  # llama.cpp's GELU is a table in fp16
     for one, other in zip(expected, found, strict=True):
         assert other.harmful == pytest.approx(one.harmful, abs=tolerance)
         assert other.categories == pytest.approx(one.categories, abs=tolerance)
@@ -68,7 +66,7 @@ def test_the_adapter_counts(tmp_path: Path) -> None:
     _, with_adapter = pair(tmp_path / "a", kind="alora")
     bare = with_adapter.engine.score([PROMPT], ["prompt"])[0].harmful
     with_adapter.engine.adapter = None
-    assert with_adapter.engine.score([PROMPT], ["prompt"])[0].harmful != pytest.approx(bare, abs=1e-3)
+    assert with_adapter.engine.score([PROMPT], ["prompt"])[0].harmful != pytest.approx(bare, abs=10 * ROUNDED)
 
 
 def test_the_chat_is_the_torch_engines(guards: Pair) -> None:
@@ -80,7 +78,7 @@ def test_the_chat_is_the_torch_engines(guards: Pair) -> None:
         answers.append([session.sample() for _ in range(12)])
         scores.append([session.judge("prompt", at=end).harmful, session.judge("response").harmful])
     assert answers[0] == answers[1]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert scores[0] == pytest.approx(scores[1], abs=ROUNDED)
 
 
 def test_a_chat_streams_text_checks_and_verdicts(guards: Pair) -> None:
@@ -168,7 +166,7 @@ def test_results_come_in_input_order_and_long_text_in_windows(guards: Pair) -> N
     assert [verdict.windows > 1 for verdict in verdicts] == [False, True, False, False] * 8
     for one, other in zip(plain.moderate(conversations), verdicts, strict=True):
         assert one.windows == other.windows
-        assert other.score == pytest.approx(one.score, abs=1e-4)
+        assert other.score == pytest.approx(one.score, abs=ROUNDED)
 
 
 controls = st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im_", "user\n", " "])
@@ -219,7 +217,7 @@ def test_bad_sampling_values_and_an_empty_or_full_session_are_refused(guards: Pa
 
 def test_a_session_of_another_engine_is_refused(guards: Pair) -> None:
     plain, device = guards
-    with pytest.raises(InputError, match="not the llama.cpp engine's"):
+    with pytest.raises(InputError, match="a session of TorchSession is not"):
         device.engine.judge([(plain.session(), "prompt", None)])
 
 

@@ -1,4 +1,4 @@
-"""Writes the tiny chat models as GGUF files in fp32, as llama.cpp's converter would, so that no test needs a download."""
+"""Writes the tiny chat models as GGUF files in fp32, as llama.cpp's converter would."""
 
 from pathlib import Path
 from typing import Any

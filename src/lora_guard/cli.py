@@ -162,8 +162,39 @@ def chat(
 
 
 @_command
+def export(
+    out: Annotated[Path | None, typer.Argument(help="The bundle's folder; replaced if it exists.")] = None,
+    guard: GuardOption = "default",
+    to: Annotated[str, typer.Option(help="llama-cpp, the one form there is.")] = "llama-cpp",
+    base: BaseOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled rows to make test vectors of, beside the built-in texts.")
+    ] = None,
+    check: Annotated[Path | None, typer.Option(help="Check this bundle instead, on --model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="default or a .gguf file; the default's own for a guard on it when absent.")
+    ] = None,
+) -> None:
+    """Make a bundle of a guard for llama.cpp, or replay a bundle's test vectors on a quantised model."""
+    from lora_guard.export import run
+    from lora_guard.guard import find
+
+    if to != "llama-cpp":
+        raise InputError(f"--to {to!r} is unknown; allowed: llama-cpp")
+    if (out is None) == (check is None):
+        raise InputError("give either OUT, to write a bundle, or --check BUNDLE")
+    if out is not None:
+        print(run.export(find(guard), out, base=base, model=model, data=data))
+        return
+    found, passed = run.check(Path(str(check)), model or "default")
+    print(found)
+    if not passed:
+        raise typer.Exit(1)
+
+
+@_command
 def bench(
-    name: Annotated[str, typer.Argument(help="dual-path, check, score, train, memory or grow.")],
+    name: Annotated[str, typer.Argument(help="dual-path, check, score, train, memory, grow or device.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as one line of JSON.")] = False,
     data: Annotated[
         Path | None, typer.Option(help="Folder with train/ and eval/ files; generated rows when absent.")

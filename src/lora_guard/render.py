@@ -248,6 +248,15 @@ class Renderer:
         return parts
 
 
+def shared_start(rows: Sequence[Sequence[int]], least: int) -> int:
+    """How many tokens all rows begin with, leaving at least ``least`` of its own to each."""
+    # What the first and the last in order share, all between them share.
+    first, last = min(map(list, rows)), max(map(list, rows))
+    differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    shortest = min(map(len, rows))
+    return max(0, min(next(differing, shortest), shortest - least))
+
+
 # A window with less room for text than this shows too little to be judged.
 _MIN_ROOM = 16
 

@@ -32,23 +32,33 @@ def load(folder: Path, *, base: str | None = None, allow_other_base: bool = Fals
         ResourceError: the cache cannot be written, or no memory.
     """
     spec = read_spec(folder)
-    model = Model(gguf_file(base or spec.base.name))
-    found = norms.of_gguf(model.path)
+    model = checked_model(spec, folder, base or spec.base.name, allow_other_base=allow_other_base)
+    read = bundle.read(folder if spec.form == "llama-cpp" else _cached(folder, model))
+    return read.spec, engine(read, model)
+
+
+def checked_model(spec: GuardSpec, folder: Path, base: str, *, allow_other_base: bool = False) -> Model:
+    """The model in a GGUF file, if it is the one that the guard in ``folder`` was trained for.
+
+    Raises:
+        ArtifactError: it has other norms or sizes.
+        ModelError: there is no such file, or it cannot be read.
+    """
+    model = Model(gguf_file(base))
     if spec.base.norms is None and not allow_other_base:
         raise ArtifactError(
-            f"{folder} does not say which GGUF file is its base; run: lora-guard export --guard {folder}"
+            f"{folder} does not say how to recognise its base in a GGUF file; run: lora-guard export --guard {folder}"
         )
-    if spec.base.norms != found and not allow_other_base:
+    if spec.base.norms != norms.of_gguf(model.path) and not allow_other_base:
         raise ArtifactError(
             f"{folder} was trained on {spec.base.name!r}, and {str(model.path)!r} has other norms than that; "
             "allowed: the same model in any quantisation, or --allow-other-base"
         )
-    read = bundle.read(folder if spec.form == "llama-cpp" else _cached(folder, model, found))
-    if read.spec.base.hidden_size != model.hidden_size:
+    if spec.base.hidden_size != model.hidden_size:
         raise ArtifactError(
-            f"{folder} is for features of {read.spec.base.hidden_size}; {str(model.path)!r} has {model.hidden_size}"
+            f"{folder} is for features of {spec.base.hidden_size}; {str(model.path)!r} has {model.hidden_size}"
         )
-    return read.spec, engine(read, model)
+    return model
 
 
 def gguf_file(base: str) -> Path:
@@ -95,8 +105,9 @@ def shape_of(model: Model) -> BaseShape:
     return BaseShape(architecture, int(model.meta(f"{architecture}.block_count") or 0), heads, kv_heads)
 
 
-def _cached(guard: Path, model: Model, found: str) -> Path:
+def _cached(guard: Path, model: Model) -> Path:
     """The bundle of a guard folder in the user's cache."""
+    found = norms.of_gguf(model.path)
     key = hashlib.sha256((guard / SPEC_FILE).read_bytes() + found.encode()).hexdigest()
     folder = cache_folder() / "bundles" / f"{_BUNDLE_VERSION}-{key[:16]}"
     if not (folder / SPEC_FILE).is_file():

@@ -240,6 +240,25 @@ class Context:
         llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
 
+def quantise(source: Path, target: Path, file_type: str) -> None:
+    """Write a model in another of llama.cpp's file types, such as ``Q8_0`` or ``Q4_K_M``.
+
+    Raises:
+        ModelError: no such type, or the source cannot be read.
+    """
+    number = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{file_type}", None)
+    if number is None:
+        raise ModelError(f"file type {file_type!r} is unknown to llama.cpp; allowed: F16, Q8_0, Q4_K_M and the like")
+    params = llama.llama_model_quantize_default_params()
+    params.ftype = number
+    params.allow_requantize = True  # the default model is quantised already
+    params.nthread = threads()
+    with _log() as lines:
+        code = llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
+    if code:
+        raise ModelError(f"{str(source)!r} cannot be written as {file_type}: {_reason(lines)}")
+
+
 def threads() -> int:
     """Threads to compute with: ``OMP_NUM_THREADS``, else the cores this process may use."""
     if (named := os.environ.get("OMP_NUM_THREADS", "")).isdigit():

@@ -10,7 +10,7 @@ A plain adapter has other keys and values for every token, and so a context of i
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from lora_guard.engine.llama_cpp import Adapter, Context, Model, Part, threads
 from lora_guard.engine.llama_cpp_text import decoder, renderer
 from lora_guard.engine.session import Session
 from lora_guard.errors import InputError
-from lora_guard.render import Renderer
+from lora_guard.render import Renderer, shared_start
 from lora_guard.verdict import GuardLogits
 
 Array = NDArray[np.float32]
@@ -84,6 +84,7 @@ class LlamaCppEngine:
         self._invocation_text = invocation
         self._max_length = max_length
         self._bulk: Context | None = None
+        self._bulk_lock = threading.RLock()
 
     def session(self, *, seed: int = 0) -> "LlamaCppSession":
         """A new, empty conversation; ``seed`` drives its sampling."""
@@ -121,52 +122,70 @@ class LlamaCppEngine:
             self.renderer.judged(conversation, target, self._invocation_text).windows(self._max_length)
             for conversation, target in zip(conversations, targets, strict=True)
         ]
-        waiting = [(index, window) for index, windows in enumerate(grouped) for window in windows]
+        owners = [index for index, windows in enumerate(grouped) for _ in windows]
         logits: list[list[list[float]]] = [[] for _ in grouped]
-        while waiting:
-            batch = waiting[: self._fitting([window for _, window in waiting])]
-            waiting = waiting[len(batch) :]
-            for (index, _), row in zip(batch, self.window_features([window for _, window in batch]), strict=True):
+        for first, rows in self.features([window for windows in grouped for window in windows]):
+            for index, row in zip(owners[first:], rows, strict=False):
                 logits[index].append(self.heads(row).tolist())
-            done(sum(len(logits[index]) == len(grouped[index]) for index in {index for index, _ in batch}))
+            touched = set(owners[first : first + len(rows)])
+            done(sum(len(logits[index]) == len(grouped[index]) for index in touched))
         return [GuardLogits.highest(rows) for rows in logits]
 
-    def window_features(self, windows: Sequence[Sequence[int]]) -> list[Array]:
-        """Guard path: the features ``[hidden]`` of token id rows that end with the invocation, read together.
+    def features(self, windows: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Array]]]:
+        """Guard path: the features ``[hidden]`` of token id rows that end with the invocation.
+
+        What all of them begin with is read once; as many rows as fit are read together.
+
+        Yields:
+            The place of a pass's first row, and the pass's features.
 
         Raises:
-            ResourceError: more rows or tokens than a pass takes, or no memory.
+            ResourceError: no memory.
         """
-        end = len(self.invocation)
-        with self.lock:
+        shared = shared_start(windows, len(self.invocation)) if len(windows) > 1 else 0
+        with self._bulk_lock:
             context = self._bulk = self._bulk or self._bulk_context()
-            # A row of the invocation alone has nothing before it.
-            prefixes = [Part(number, 0, window[:-end]) for number, window in enumerate(windows) if len(window) > end]
-            endings = [Part(number, len(window) - end, window[-end:]) for number, window in enumerate(windows)]
             try:
-                context.attach(self.adapter if self.kind == "lora" else None)
-                if prefixes:
-                    context.read(prefixes)
-                context.attach(self.adapter)
-                context.read(endings, features=True)
-                return [context.features(number) for number in range(len(endings))]
+                if shared:
+                    with self.lock:
+                        context.attach(self.adapter if self.kind == "lora" else None)
+                        context.read([Part(_OPENING, 0, windows[0][:shared])])
+                first = 0
+                while first < len(windows):
+                    batch = windows[first : first + _fitting(windows[first:], shared)]
+                    with self.lock:  # a pass at a time, so that chats go on meanwhile
+                        rows = self._pass(context, batch, shared)
+                    yield first, rows
+                    first += len(batch)
             finally:
-                for number in range(len(windows)):
-                    context.forget(number)
+                context.forget(_OPENING)
+
+    def _pass(self, context: Context, windows: Sequence[Sequence[int]], shared: int) -> list[Array]:
+        """The features of rows that are read together, behind their shared beginning."""
+        end = len(self.invocation)
+        prefixes = [Part(row, shared, ids[shared:-end]) for row, ids in enumerate(windows) if len(ids) > shared + end]
+        endings = [Part(row, len(ids) - end, ids[-end:]) for row, ids in enumerate(windows)]
+        try:
+            for row in range(len(windows) if shared else 0):
+                context.share(_OPENING, row, shared)
+            context.attach(self.adapter if self.kind == "lora" else None)
+            if prefixes:
+                context.read(prefixes)
+            context.attach(self.adapter)
+            context.read(endings, features=True)
+            return [context.features(row) for row in range(len(endings))]
+        finally:
+            for row in range(len(windows)):
+                context.forget(row)
 
     def _bulk_context(self) -> Context:
-        tokens = max(_TOKENS_AT_ONCE, self._max_length)
-        outputs = _ROWS_AT_ONCE * len(self.invocation)
-        return Context(self.model, tokens=tokens, sequences=_ROWS_AT_ONCE, outputs=outputs, threads=threads())
-
-    def _fitting(self, windows: Sequence[Sequence[int]]) -> int:
-        """How many of the first windows go into one pass: one at least."""
-        tokens = 0
-        for number, window in enumerate(windows[:_ROWS_AT_ONCE]):
-            tokens += len(window)
-            if number and tokens > _TOKENS_AT_ONCE:
-                return number
-        return min(len(windows), _ROWS_AT_ONCE)
+        return Context(
+            self.model,
+            tokens=max(_TOKENS_AT_ONCE, self._max_length),
+            sequences=_ROWS_AT_ONCE + 1,
+            outputs=_ROWS_AT_ONCE * len(self.invocation),
+            threads=threads(),
+        )
 
 
 class LlamaCppSession:
@@ -293,7 +312,18 @@ def choose(logits: Array, temperature: float, top_p: float, random: np.random.Ge
 
 _CHAT, _GUARD, _SEQUENCES = 0, 1, 2
 _ROWS_AT_ONCE = 16
+_OPENING = _ROWS_AT_ONCE  # the sequence behind the rows'
 _TOKENS_AT_ONCE = 1024
+
+
+def _fitting(windows: Sequence[Sequence[int]], shared: int) -> int:
+    """How many of the first windows are read together, behind their shared beginning: one at least."""
+    tokens = shared
+    for number, window in enumerate(windows[:_ROWS_AT_ONCE]):
+        tokens += len(window) - shared
+        if number and tokens > _TOKENS_AT_ONCE:
+            return number
+    return min(len(windows), _ROWS_AT_ONCE)
 
 
 def _own(session: Session) -> LlamaCppSession:
