@@ -49,7 +49,9 @@ def tiny_guard_folder(
     spec = GuardSpec(
         name="tiny",
         adapter=adapter_kind,  # type: ignore[arg-type]
-        base=BaseReference(name=str(base_folder), revision=None, fingerprint=base.fingerprint, hidden_size=hidden),
+        base=BaseReference(
+            name=str(base_folder), revision=None, fingerprint=base.fingerprint, hidden_size=hidden, norms=base.norms
+        ),
         taxonomy=Taxonomy("tiny", tuple(categories)).to_dict(),
         invocation=invocation,
         max_length=max_length,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from lora_guard.errors import ArtifactError
-from lora_guard.export.adapter_gguf import ARCHITECTURES, BaseShape, architecture_of, read_peft, write_adapter
+from lora_guard.export.adapter_gguf import BaseShape, architecture_of, read_peft, write_adapter
+from lora_guard.norms import ARCHITECTURES
 
 BASE = BaseShape("llama", layers=2, heads=4, kv_heads=2)
 LAYER = "base_model.model.model.layers.1.self_attn"

@@ -9,7 +9,7 @@ import pytest
 from guards import tiny_guard_folder
 from tiny_gguf import tiny_gguf
 
-from lora_guard import Conversation, Guard, base_model, norms
+from lora_guard import Conversation, Guard, base_model
 from lora_guard.errors import ArtifactError, InputError, ModelError
 
 pytest.importorskip("llama_cpp", reason="needs the extra 'device'; make test-extras builds it")
@@ -18,13 +18,10 @@ pytestmark = pytest.mark.extras
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A guard folder that knows its base's norms, and the base's GGUF file."""
+    """A guard folder and its base's GGUF file."""
     monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
     guard = tiny_guard_folder(tmp_path, adapter_kind="alora")
     file = tiny_gguf(tmp_path / "base.gguf", base_model.load(str(tmp_path / "base")).model)
-    spec = json.loads((guard / "guard.json").read_text("utf-8"))
-    spec["base"]["norms"] = norms.of_gguf(file)
-    (guard / "guard.json").write_text(json.dumps(spec), "utf-8")
     return guard, file
 
 

@@ -13,7 +13,7 @@ from tiny_gguf import tiny_gguf
 
 from lora_guard import ChatEnd, Conversation, Guard, base_model, norms
 from lora_guard.errors import InputError
-from lora_guard.export.adapter_gguf import ARCHITECTURES
+from lora_guard.norms import ARCHITECTURES
 
 pytest.importorskip("llama_cpp", reason="needs the extra 'device'; make test-extras builds it")
 pytestmark = pytest.mark.extras
@@ -31,9 +31,9 @@ def pair(folder: Path, architecture: str = "llama", kind: str = "alora", **setti
     guard = tiny_guard_folder(folder, architecture, kind, **settings)
     base = base_model.load(str(folder / "base")).model
     file = tiny_gguf(folder / "base.gguf", base)
-    assert norms.of_model(base, ARCHITECTURES[architecture]) == norms.of_gguf(file)
+    assert norms.of_model(base) == norms.of_gguf(file)
     plain = Guard.load(guard, precision="fp32")
-    return plain, Guard.load(guard, engine="llama-cpp", base=str(file), allow_other_base=True)
+    return plain, Guard.load(guard, engine="llama-cpp", base=str(file))
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -11,7 +11,7 @@ from tiny_gguf import tiny_gguf
 
 from lora_guard import norms
 from lora_guard.errors import ModelError
-from lora_guard.export.adapter_gguf import ARCHITECTURES
+from lora_guard.norms import ARCHITECTURES
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -21,11 +21,11 @@ def test_a_gguf_file_has_the_fingerprint_of_the_model_it_was_made_from(architect
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.normal_()
-    found = norms.of_model(model, ARCHITECTURES[architecture])
+    found = norms.of_model(model)
     assert norms.of_gguf(tiny_gguf(tmp_path / "model.gguf", model)) == found
     with torch.no_grad():
         next(parameter for name, parameter in model.named_parameters() if "norm" in name)[0] += 1e-3
-    assert norms.of_model(model, ARCHITECTURES[architecture]) != found
+    assert norms.of_model(model) != found
 
 
 def test_other_weights_and_another_alignment_change_nothing(tmp_path: Path) -> None:
@@ -58,3 +58,7 @@ def test_a_file_cut_short_is_one_clear_line(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
     with pytest.raises(ModelError, match="cannot be read as a GGUF file"):
         norms.of_gguf(file)
+
+
+def test_a_type_that_llama_cpp_has_no_place_for_has_no_fingerprint() -> None:
+    assert norms.of_model(tiny_model("phi")) is None

@@ -32,6 +32,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
+from lora_guard import norms
 from lora_guard.default_model import ALLOWED, DEFAULT, cache_folder, packaged
 from lora_guard.errors import ModelError, ResourceError
 from lora_guard.pieces import encoder
@@ -56,6 +57,8 @@ class BaseModel:
     """:func:`fingerprint` of the weights as they are stored, whatever ``dtype`` they were asked for in."""
     chat_template: str
     """jinja2; :data:`lora_guard.render.PLAIN_TEMPLATE` when the model has none."""
+    norms: str | None = None
+    """:func:`lora_guard.norms.of_model`, by which its GGUF files are recognised."""
 
     @property
     def note(self) -> str | None:
@@ -99,6 +102,7 @@ def load(name: str = DEFAULT, *, revision: str | None = None, dtype: torch.dtype
         model = _weights(name, where, options)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     stored = (Path(where) / _FINGERPRINT_FILE).read_text("utf-8") if name == DEFAULT else fingerprint(model)
+    recognised = norms.of_model(model)
     if dtype is not None:
         convert(model, dtype)
     if tokenizer.pad_token is None:
@@ -107,7 +111,7 @@ def load(name: str = DEFAULT, *, revision: str | None = None, dtype: torch.dtype
         tokenizer.pad_token = tokenizer.eos_token
     template = _chat_template(name, tokenizer)
     model.requires_grad_(False).train(False)
-    return BaseModel(model, tokenizer, name, options.get("revision"), stored, template)
+    return BaseModel(model, tokenizer, name, options.get("revision"), stored, template, recognised)
 
 
 def renderer(base: BaseModel) -> Renderer:

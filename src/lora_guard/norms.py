@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
+# transformers' model type -> llama.cpp's architecture; Mistral's models are Llama's to llama.cpp.
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "phi3": "phi3",
+}
+
 
 def fingerprint(norms: Mapping[str, Array]) -> str:
     """``sha256:…`` of norm weights in fp32, by llama.cpp's names and in their order."""
@@ -31,11 +41,14 @@ def fingerprint(norms: Mapping[str, Array]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def of_model(model: "PreTrainedModel", architecture: str) -> str:
-    """The fingerprint of a transformers model's norms as a GGUF file of llama.cpp's ``architecture`` has them."""
+def of_model(model: "PreTrainedModel") -> str | None:
+    """The fingerprint of a transformers model's norms as its GGUF file has them; None for a type without mapping."""
     import gguf
 
     config: Any = model.config.get_text_config()
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        return None
     kind = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     offset = 1.0 if architecture == "gemma" else 0.0  # its converter stores what the norm multiplies by

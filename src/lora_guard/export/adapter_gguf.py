@@ -13,18 +13,9 @@ from numpy.typing import NDArray
 
 from lora_guard import files
 from lora_guard.errors import ArtifactError, allowed
+from lora_guard.norms import ARCHITECTURES
 
 Array = NDArray[np.float32]
-
-# transformers' model type -> llama.cpp's architecture; Mistral's models are Llama's to llama.cpp.
-ARCHITECTURES = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma": "gemma",
-    "phi3": "phi3",
-}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_guard import norms
 from lora_guard.artifact import LICENCE_FILE, read_spec
 from lora_guard.data.sources import read_file
 from lora_guard.default_model import DEFAULT
@@ -52,7 +51,8 @@ def export(
     )
     rows = [] if data is None else read_file(data, Taxonomy.from_dict(spec.taxonomy))
     found = vectors(engine, [row.conversation() for row in rows[:_ROWS]])
-    base_norms = norms.of_model(engine.base.model, shape.architecture)
+    assert engine.base.norms is not None  # its type has a mapping, or the shape would have been refused
+    base_norms = engine.base.norms
 
     def write(measured: str) -> None:
         card = _card(spec.name, spec.base.name, measured, licence=(guard / LICENCE_FILE).is_file())

@@ -145,6 +145,7 @@ def _spec(run: Run, calibration: Calibration, metrics: dict[str, Any]) -> GuardS
             revision=base.revision,
             fingerprint=base.fingerprint,
             hidden_size=run.model.heads.weight.shape[1],
+            norms=base.norms,
             note=base.note,
         ),
         taxonomy=run.taxonomy.to_dict(),
