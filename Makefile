@@ -24,10 +24,16 @@ demo: $(READY)  ## a few conversations through both paths
 
 test: $(READY)  ## all tests that need no extra
 	@$(PY) -m pytest -q -m "not extras"
+	@$(PY) -c 'import llama_cpp' 2>/dev/null || echo "not run: the tests of the extra 'device'; make test-extras builds it"
 
-test-extras: $(READY)  ## the tests that need an extra
-	@code=0; $(PY) -m pytest -q -m extras --collect-only >/dev/null || code=$$?; \
-	if [ $$code -eq 5 ]; then echo "test-extras: no test needs an extra"; else $(PY) -m pytest -q -m extras; fi
+test-extras: $(VENV)/.device  ## build llama.cpp if need be, then the tests that need it
+	@$(PY) -m pytest -q -m extras
+
+# pip keeps the wheel that it builds below $$XDG_CACHE_HOME/pip: minutes the first time, seconds in the next .venv.
+$(VENV)/.device: $(READY)
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF" \
+	  $(PY) -m pip install -c constraints.txt -e '.[device]'
+	@touch $@
 
 lint: $(READY)  ## style, format and types
 	@$(PY) -m ruff check .

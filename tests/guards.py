@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from tiny import tiny_folder
 
-from lora_guard import adapter, base_model, guard
+from lora_guard import adapter, base_model
 from lora_guard.artifact import BaseReference, GuardSpec, HeadsShape
+from lora_guard.engine import torch_guard
 from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel
 from lora_guard.taxonomy import Taxonomy
@@ -21,8 +22,12 @@ def tiny_guard_folder(
     categories: Sequence[str] = ("a", "b"),
     max_length: int = 128,
     threshold: float = 0.5,
+    strength: float = 0.5,
 ) -> Path:
-    """A guard folder below ``path``; its base, saved beside it, is named in guard.json by its absolute path."""
+    """A guard folder below ``path``; its base, saved beside it, is named in guard.json by its absolute path.
+
+    ``strength`` is the standard deviation of the adapter's B.
+    """
     base_folder = tiny_folder(path / "base", architecture)
     base = base_model.load(str(base_folder))
     renderer = base_model.renderer(base)
@@ -37,14 +42,16 @@ def tiny_guard_folder(
         with torch.no_grad():
             for name, parameter in base.model.named_parameters():
                 if ".lora_B." in name:
-                    parameter.normal_(std=0.5)
+                    parameter.normal_(std=strength)
     hidden = base.model.config.get_text_config().hidden_size
     heads = GuardHeads(hidden, len(categories))
     calibrators = {name: Calibrator(threshold=threshold) for name in categories}
     spec = GuardSpec(
         name="tiny",
         adapter=adapter_kind,  # type: ignore[arg-type]
-        base=BaseReference(name=str(base_folder), revision=None, fingerprint=base.fingerprint, hidden_size=hidden),
+        base=BaseReference(
+            name=str(base_folder), revision=None, fingerprint=base.fingerprint, hidden_size=hidden, norms=base.norms
+        ),
         taxonomy=Taxonomy("tiny", tuple(categories)).to_dict(),
         invocation=invocation,
         max_length=max_length,
@@ -52,5 +59,5 @@ def tiny_guard_folder(
         calibration=Calibration(harmful=Calibrator(threshold=threshold), categories=calibrators),
     )
     folder = path / "guard"
-    guard.save(GuardModel(base.model, heads, kind=spec.adapter, invocation=ids), spec, folder, card="# tiny\n")
+    torch_guard.save(GuardModel(base.model, heads, kind=spec.adapter, invocation=ids), spec, folder, card="# tiny\n")
     return folder

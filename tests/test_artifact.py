@@ -14,10 +14,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import tiny_folder
 
-from lora_guard import Conversation, Guard, adapter, base_model, files
-from lora_guard.artifact import HEADS_FILE, SPEC_FILE
+from lora_guard import Conversation, Guard, base_model, files
+from lora_guard.artifact import CONFIG_FILE, HEADS_FILE, SPEC_FILE, WEIGHTS_FILE
+from lora_guard.engine.torch_guard import save
 from lora_guard.errors import ArtifactError, LoraGuardError
-from lora_guard.guard import save
 
 PROMPT = Conversation.of("How do I bake bread?")
 
@@ -78,13 +78,13 @@ def test_a_guard_without_adapter_has_no_adapter_files(tmp_path: Path) -> None:
     assert 0 <= Guard.load(folder).moderate(PROMPT).score <= 1
 
 
-@pytest.mark.parametrize("name", [HEADS_FILE, adapter.WEIGHTS_FILE, adapter.CONFIG_FILE, SPEC_FILE])
+@pytest.mark.parametrize("name", [HEADS_FILE, WEIGHTS_FILE, CONFIG_FILE, SPEC_FILE])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     assert name in refusal(folder)
 
 
-@pytest.mark.parametrize("name", [HEADS_FILE, adapter.WEIGHTS_FILE, adapter.CONFIG_FILE])
+@pytest.mark.parametrize("name", [HEADS_FILE, WEIGHTS_FILE, CONFIG_FILE])
 def test_a_changed_or_truncated_file_is_found_by_its_hash(folder: Path, name: str) -> None:
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-7])
@@ -93,7 +93,7 @@ def test_a_changed_or_truncated_file_is_found_by_its_hash(folder: Path, name: st
     assert "is corrupted" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", [HEADS_FILE, adapter.WEIGHTS_FILE])
+@pytest.mark.parametrize("name", [HEADS_FILE, WEIGHTS_FILE])
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,9 +13,10 @@ from transformers import BertConfig, BertForMaskedLM, GPTNeoXConfig, GPTNeoXForC
 from transformers.utils import logging as transformers_logging
 
 from lora_guard import base_model
-from lora_guard.base_model import PLAIN_TEMPLATE, device, fingerprint, load, renderer
+from lora_guard.base_model import device, fingerprint, load, renderer
 from lora_guard.conversation import Conversation
 from lora_guard.errors import ModelError
+from lora_guard.render import PLAIN_TEMPLATE
 
 torch.set_num_threads(1)
 

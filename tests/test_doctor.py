@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from guards import tiny_guard_folder
 
-from lora_guard import artifact, base_model, doctor
+from lora_guard import artifact, base_model, default_model, doctor
 from lora_guard.errors import ModelError
 
 GIB = 1 << 30
@@ -137,7 +137,7 @@ def test_disk_is_looked_at_where_the_cache_will_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gib: float, state: str
 ) -> None:
     cache = tmp_path / "not" / "made" / "yet"
-    monkeypatch.setattr(base_model, "cache_folder", lambda: cache)
+    monkeypatch.setattr(default_model, "cache_folder", lambda: cache)
     asked: list[Path] = []
 
     def usage(path: Path) -> SimpleNamespace:

@@ -11,9 +11,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from lora_guard import Conversation
-from lora_guard.base_model import PLAIN_TEMPLATE, BaseModel, renderer
+from lora_guard.base_model import BaseModel, renderer
 from lora_guard.pieces import encoder
-from lora_guard.render import Renderer
+from lora_guard.render import PLAIN_TEMPLATE, Renderer
 
 CONTROL = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
 WORDS = ["How", "do", "I", "bake", "bread", "Mix", "flour", "water", "user", "assistant", "INST", "["]

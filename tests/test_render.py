@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 from tiny import CHATML, byte_tokenizer
 
 from lora_guard import Conversation, Message
-from lora_guard.base_model import PLAIN_TEMPLATE
 from lora_guard.errors import ConfigError, InputError, ModelError
-from lora_guard.render import Rendered, Renderer
+from lora_guard.render import PLAIN_TEMPLATE, Rendered, Renderer
 
 TOKENIZER = byte_tokenizer()
 CONTROL = [token.content for token in TOKENIZER.added_tokens_decoder.values()]

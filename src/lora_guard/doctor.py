@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.markup import escape
 
-from lora_guard import artifact, base_model
+from lora_guard import artifact, base_model, default_model
 from lora_guard.errors import LoraGuardError
 from lora_guard.guard import find
 from lora_guard.model import takes_bf16
@@ -120,7 +120,7 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    cache = base_model.cache_folder()
+    cache = default_model.cache_folder()
     existing = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     found = f"{free / _GIB:.1f} GiB free for the cache {cache}"

@@ -2,26 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Literal, Self, cast, get_args, overload
 
-import torch
-from huggingface_hub import snapshot_download
-
-from lora_guard import adapter, artifact, base_model
-from lora_guard.artifact import Artifact, GuardSpec
+from lora_guard import artifact
+from lora_guard.artifact import GuardSpec
 from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Engine, Session
 from lora_guard.engine.stream import ChatEnd, Check, StreamSettings, moderated
-from lora_guard.engine.torch_engine import TorchEngine
-from lora_guard.errors import ArtifactError, InputError
-from lora_guard.heads import GuardHeads
-from lora_guard.model import GuardModel, takes_bf16
-from lora_guard.sharding import whole
+from lora_guard.errors import ArtifactError, InputError, allowed
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
 
 DEFAULT_GUARD = "smollm2-135m-alora"
 """The guard that ships in the package."""
+
+EngineName = Literal["torch", "llama-cpp"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 class Guard:
@@ -30,12 +26,12 @@ class Guard:
     Args:
         spec: what the guard is: base, taxonomy, calibration.
         engine: runs both paths.
-        parameters: of adapter and heads, all that is held in memory beside the chat model.
+        parameters: of adapter and heads, all that is held in memory beside the chat model, if that is known.
         base_fingerprint: of the chat model's weights, if they may be others than those the guard was trained on.
     """
 
     def __init__(
-        self, spec: GuardSpec, engine: Engine, *, parameters: int | None = None, base_fingerprint: str | None = None
+        self, spec: GuardSpec, engine: Engine, parameters: int | None = None, base_fingerprint: str | None = None
     ) -> None:
         self.spec = spec
         self.engine = engine
@@ -50,6 +46,7 @@ class Guard:
         *,
         base: str | None = None,
         allow_other_base: bool = False,
+        engine: EngineName = "torch",
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         device: str | None = None,
         bulk: bool = False,
@@ -57,10 +54,12 @@ class Guard:
         """Load a guard and the chat model it was trained for.
 
         Args:
-            guard: ``default`` (ships in the package), a guard or run folder, or a hub id.
+            guard: ``default`` (ships in the package), a guard or run folder, a bundle for llama.cpp, or a hub id.
             base: another place of the base model than the guard names: a hub id, a folder or a .gguf file.
             allow_other_base: accept a base whose weights differ from those the guard was trained on; scores then mean
                 little without a new calibration.
+            engine: ``torch``, or ``llama-cpp`` (the extra ``device``): the chat model is a .gguf file, often quantised,
+                and neither torch nor a conversion is needed.
             precision: of :meth:`moderate`; ``auto`` takes bf16 where that is measured to be faster. A session judges in
                 the dtype of the base model, whose keys and values it reads.
             device: where both paths run; the machine's fastest when absent.
@@ -69,26 +68,30 @@ class Guard:
 
         Raises:
             ArtifactError: the guard is missing, corrupted, or made for other weights.
-            ModelError: the base model cannot be loaded.
+            InputError: an unknown engine, or a setting that it does not have.
+            ModelError: the base model cannot be loaded, or the engine is not installed.
         """
-        saved = artifact.read(find(guard))
-        spec = saved.spec
-        chat_model = base_model.load(base or spec.base.name, revision=None if base else spec.base.revision)
-        if chat_model.fingerprint != spec.base.fingerprint and not allow_other_base:
-            raise ArtifactError(
-                f"{saved.folder} was trained on weights {spec.base.fingerprint[:19]}… of {spec.base.name!r}, and "
-                f"{chat_model.name!r} has {chat_model.fingerprint[:19]}…; allowed: the same, or --allow-other-base"
+        folder = find(guard)
+        if engine_name(engine) == "llama-cpp":
+            from lora_guard.engine import device_guard
+
+            if device is not None or bulk or precision != "auto":
+                raise InputError(
+                    "precision, device and bulk belong to the torch engine; allowed: engine 'torch' for them"
+                )
+            return cls(*device_guard.load(folder, base=base, allow_other_base=allow_other_base))
+        from lora_guard.engine import torch_guard
+
+        return cls(
+            *torch_guard.load(
+                folder,
+                base=base,
+                allow_other_base=allow_other_base,
+                precision=precision,
+                device=device,
+                bulk=bulk,
             )
-        place = torch.device(device) if device else base_model.device()
-        model = build(chat_model, saved).to(place)
-        if bulk and takes_bf16(place, precision):
-            base_model.convert(chat_model.model, torch.bfloat16)  # the adapter with it: it was saved in bf16
-            precision = "fp32"  # nothing is left to cast
-        engine = TorchEngine(
-            chat_model, model, invocation=spec.invocation, max_length=spec.max_length, precision=precision
         )
-        parameters = sum(tensor.numel() for tensor in [*saved.adapter.values(), *saved.heads.values()])
-        return cls(spec, engine, parameters=parameters, base_fingerprint=chat_model.fingerprint)
 
     @overload
     def moderate(self, conversations: Conversation, *, target: Target | None = ...) -> Verdict: ...
@@ -232,6 +235,17 @@ class Guard:
                 yield event
 
 
+def engine_name(name: str) -> EngineName:
+    """The engine of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in ENGINES:
+        raise InputError(f"engine {name!r} is unknown; {allowed(name, ENGINES)}")
+    return cast(EngineName, name)
+
+
 def find(guard: str | Path) -> Path:
     """The folder of a guard: ``default``, a guard or run folder, or a hub id.
 
@@ -244,6 +258,8 @@ def find(guard: str | Path) -> Path:
     if folder.is_dir():
         run = folder / "guard"  # a training run keeps its guard there
         return run if (run / artifact.SPEC_FILE).is_file() and not (folder / artifact.SPEC_FILE).is_file() else folder
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(str(guard), allow_patterns=["*.json", "*.safetensors", "*.md", "LICENSE"]))
     except (OSError, ValueError) as error:
@@ -251,55 +267,3 @@ def find(guard: str | Path) -> Path:
         raise ArtifactError(
             f"guard {str(guard)!r} not found: {reason}; allowed: default, a folder, a hub id"
         ) from error
-
-
-def build(base: base_model.BaseModel, saved: Artifact) -> GuardModel:
-    """Attach a guard that was read to the chat model in memory.
-
-    Raises:
-        ArtifactError: its tensors do not fit the model or its own taxonomy.
-    """
-    spec = saved.spec
-    hidden = base.model.config.get_text_config().hidden_size
-    if spec.base.hidden_size != hidden:
-        raise ArtifactError(f"{saved.folder} is for features of {spec.base.hidden_size}; {base.name!r} has {hidden}")
-    names = Taxonomy.from_dict(spec.taxonomy).categories
-    if tuple(spec.calibration.categories) != names:
-        raise ArtifactError(f"{saved.folder / artifact.SPEC_FILE}: calibration and taxonomy name other categories")
-    heads = GuardHeads(hidden, len(names), bias=spec.heads.bias, harmful=spec.heads.harmful)
-    expected = {name: tensor.shape for name, tensor in heads.state_dict().items()}
-    adapter.check_tensors(saved.heads, expected, saved.folder / artifact.HEADS_FILE)
-    heads.load_state_dict(saved.heads)
-    invocation = base_model.renderer(base).template_ids(spec.invocation)
-    if spec.adapter != "none":
-        adapter.attach_saved(base.model, saved.folder, saved.adapter, invocation if spec.adapter == "alora" else None)
-    model = GuardModel(base.model, heads, kind=spec.adapter, invocation=invocation)
-    return model.eval().requires_grad_(False)
-
-
-def save(
-    model: GuardModel, spec: GuardSpec, folder: Path, *, card: str, licence: str | None = None, main: bool = True
-) -> None:
-    """Write the guard of a model to a folder, adapter in bf16 and heads in fp32, in one step.
-
-    Where several processes hold the model every one of them calls this, for it gathers sharded parameters; the ``main``
-    one writes.
-
-    Raises:
-        ResourceError: no disk space.
-    """
-    tensors, heads = adapter.weights(model.base, torch.bfloat16), whole(model.heads.state_dict())
-    if not main:
-        return
-    config: dict[str, Any] | None = None
-    if spec.adapter != "none":
-        config = adapter.config_dict(model.base, spec.base.name)
-    artifact.write(
-        folder,
-        spec,
-        adapter_config=config,
-        tensors=tensors,
-        heads=heads,
-        card=card,
-        licence=licence,
-    )

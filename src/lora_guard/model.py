@@ -16,6 +16,7 @@ from lora_guard.attention import over_prefixes
 from lora_guard.errors import out_of_memory
 from lora_guard.heads import GuardHeads
 from lora_guard.kv_cache import KVCache, Prefix
+from lora_guard.render import shared_start
 
 AdapterKind = Literal["lora", "alora", "none"]
 
@@ -220,15 +221,6 @@ def _opening(model: GuardModel, rows: Sequence[Sequence[int]]) -> tuple[int, Pre
         return 0, None
     ids = torch.tensor([rows[0][:shared]], device=model.heads.weight.device)
     return shared, model.read(ids, torch.ones_like(ids))
-
-
-def shared_start(rows: Sequence[Sequence[int]], least: int) -> int:
-    """How many tokens all rows begin with, leaving at least ``least`` of its own to each."""
-    # What the first and the last in order share, all between them share.
-    first, last = min(map(list, rows)), max(map(list, rows))
-    differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-    shortest = min(map(len, rows))
-    return max(0, min(next(differing, shortest), shortest - least))
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

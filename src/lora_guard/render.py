@@ -27,6 +27,17 @@ from lora_guard.errors import ConfigError, ModelError
 RENDER_VERSION = 1
 """Saved with a guard: a guard is only read by a renderer that gives the ids it was trained on."""
 
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}"
+    "{% for message in messages %}"
+    "{{ message['role'] + ':\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token or '' }}{% endif %}"
+    "{{ '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
+"""For models without a chat template: role, colon, content, each turn on lines of its own."""
+
 Encode = Callable[[str, int | None], list[int]]
 """Text, and the id that it follows (None at the beginning) -> token ids, control tokens parsed, nothing added."""
 
@@ -235,6 +246,15 @@ class Renderer:
             if ids:
                 before = ids[-1] if segment.is_control else _TEXT
         return parts
+
+
+def shared_start(rows: Sequence[Sequence[int]], least: int) -> int:
+    """How many tokens all rows begin with, leaving at least ``least`` of its own to each."""
+    # What the first and the last in order share, all between them share.
+    first, last = min(map(list, rows)), max(map(list, rows))
+    differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    shortest = min(map(len, rows))
+    return max(0, min(next(differing, shortest), shortest - least))
 
 
 # A window with less room for text than this shows too little to be judged.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lora_guard import base_model
+from lora_guard import base_model, default_model
 from lora_guard.conversation import Conversation
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ def test_the_converted_default_is_the_gguf_model_bit_for_bit(
         return dequantised(where, options["gguf_file"]) if "gguf_file" in options else read(name, where, options)
 
     monkeypatch.setattr(base_model, "_weights", weights)
-    gguf, _ = base_model._packaged_default()
+    gguf, _ = default_model.packaged()
     converted = base_model.load()
     direct = base_model.load(str(gguf))
     assert capfd.readouterr().err == ""

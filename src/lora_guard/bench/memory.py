@@ -1,16 +1,13 @@
 """Bench memory: the peak of a process that chats under guard, against the chat model alone; the guard files' size."""
 
-import json
-import subprocess
-import sys
 import time
 
+from lora_guard.bench.peak import told
 from lora_guard.bench.probe import ROWS
 from lora_guard.bench.report import Figure, Report
 from lora_guard.bench.rows import EVAL_FILE
 from lora_guard.bench.setup import Setup
 from lora_guard.bench.timing import cut, planned_rounds
-from lora_guard.errors import ResourceError
 from lora_guard.progress import progress
 
 ROUNDS = 3
@@ -55,11 +52,5 @@ def run(setup: Setup, *, rounds: int = ROUNDS) -> Report:
 
 def _probe(side: str, setup: Setup) -> dict[str, float | str]:
     """What one process says of itself."""
-    words = [sys.executable, "-m", "lora_guard.bench.probe", side, setup.guard, str(setup.seed)]
-    words += [] if setup.data is None else [str(setup.data)]
-    result = subprocess.run(words, capture_output=True, text=True, check=False)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ResourceError(f"the process that measures memory ({side}) failed: {last}")
-    answer: dict[str, float | str] = json.loads(result.stdout.splitlines()[-1])
-    return answer
+    data = [] if setup.data is None else [str(setup.data)]
+    return told("lora_guard.bench.probe", [side, setup.guard, str(setup.seed), *data])

@@ -8,6 +8,7 @@ from lora_guard import base_model
 from lora_guard.base_model import BaseModel
 from lora_guard.bench.chat import prompt_of, session_check, stream
 from lora_guard.bench.dual_path import generate
+from lora_guard.bench.peak import peak
 from lora_guard.bench.rows import EVAL_FILE
 from lora_guard.bench.setup import Setup, dtype_of
 from lora_guard.conversation import Conversation
@@ -33,12 +34,6 @@ def main(side: str, guard: str, seed: str, data: str | None = None) -> None:
         prompt = prompt_of(base_model.renderer(base), examples, PROMPT_TOKENS)
         generate(base, prompt, ANSWER_TOKENS)
         print(json.dumps({"peak": peak(), "parameters": _parameters(base), "dtype": dtype_of(base)}))
-
-
-def peak() -> int:
-    """Bytes of this process's resident peak. Not ``getrusage``'s: that begins with the peak of the parent."""
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def _parameters(base: BaseModel) -> int:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 
-from lora_guard.bench import check, dual_path, grow, memory, score, train
+from lora_guard.bench import check, device, dual_path, grow, memory, score, train
 from lora_guard.bench.report import Report, provenance, show
 from lora_guard.bench.setup import Setup
 from lora_guard.errors import ConfigError, allowed
@@ -16,6 +16,7 @@ BENCHES: dict[str, Callable[[Setup], Report]] = {
     "train": train.run,
     "memory": memory.run,
     "grow": grow.run,
+    "device": device.run,
 }
 
 

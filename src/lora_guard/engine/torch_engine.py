@@ -49,8 +49,8 @@ class TorchEngine:
         self.model = model.eval()
         self.renderer: Renderer = renderer(base)
         self.stop_tokens = base.stop_tokens
-        self._invocation = invocation
-        self._max_length = max_length
+        self.invocation = invocation
+        self.max_length = max_length
         self._precision = precision
         self._tokens_per_batch = tokens_per_batch
         self._lock = threading.RLock()
@@ -74,7 +74,7 @@ class TorchEngine:
     ) -> list[GuardLogits]:
         """Judge many conversations, results in input order (see :class:`lora_guard.engine.session.Engine`)."""
         windows = [
-            self.renderer.judged(conversation, target, self._invocation).windows(self._max_length)
+            self.renderer.judged(conversation, target, self.invocation).windows(self.max_length)
             for conversation, target in zip(conversations, targets, strict=True)
         ]
         rows = [row for group in windows for row in group]

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch.distributed.fsdp import FSDPModule
 
-from lora_guard import files, guard
+from lora_guard import files
 from lora_guard.artifact import BaseReference, DataReference, GuardSpec, HeadsShape
+from lora_guard.engine import torch_guard
 from lora_guard.evaluation.metrics import best_f1_threshold, point_metrics
 from lora_guard.evaluation.plots import loss_curves, pr_curves
 from lora_guard.model import batched_logits
@@ -97,7 +98,7 @@ def _write_epoch(run: Run, epoch: int, scores: dict[str, Array], labels: dict[st
     calibration = _calibration(run, scores["validation"], labels["validation"])
     spec = _spec(run, calibration, {"epoch": epoch, "sets": {r["set"]: r["harmfulness"] for r in records}})
     card, licence = model_card(spec), _licence(run)
-    guard.save(run.model, spec, run.folder.checkpoint(epoch), card=card, licence=licence, main=main)
+    torch_guard.save(run.model, spec, run.folder.checkpoint(epoch), card=card, licence=licence, main=main)
     if not main:
         return
     loss_curves(read_records(run.folder.steps), run.folder.path / "loss.png")
@@ -144,6 +145,7 @@ def _spec(run: Run, calibration: Calibration, metrics: dict[str, Any]) -> GuardS
             revision=base.revision,
             fingerprint=base.fingerprint,
             hidden_size=run.model.heads.weight.shape[1],
+            norms=base.norms,
             note=base.note,
         ),
         taxonomy=run.taxonomy.to_dict(),

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from lora_guard import files
-from lora_guard.base_model import BaseModel, cache_folder
+from lora_guard.base_model import BaseModel
+from lora_guard.default_model import cache_folder
 from lora_guard.kv_cache import Prefix
-from lora_guard.model import GuardModel, autocast, pad, shared_start, takes_bf16
-from lora_guard.render import RENDER_VERSION
+from lora_guard.model import GuardModel, autocast, pad, takes_bf16
+from lora_guard.render import RENDER_VERSION, shared_start
 
 _FREE_BYTES_LEFT = 2_000_000_000
 """The disk is never filled beyond this."""

@@ -1,0 +1,108 @@
+"""The two forms of ``lora-guard export``: make a bundle of a guard, and check one on a GGUF model."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_guard.artifact import LICENCE_FILE, read_spec
+from lora_guard.data.sources import read_file
+from lora_guard.default_model import DEFAULT
+from lora_guard.errors import ArtifactError
+from lora_guard.export import bundle
+from lora_guard.export.adapter_gguf import BaseShape, architecture_of
+from lora_guard.progress import progress
+from lora_guard.taxonomy import Taxonomy
+
+
+def export(
+    guard: Path, out: Path, *, base: str | None = None, model: str | None = None, data: Path | None = None
+) -> str:
+    """Make a bundle, and measure it on a GGUF model if there is one and llama.cpp is installed.
+
+    Args:
+        guard: the guard folder.
+        out: the bundle's folder, replaced if it exists.
+        base: another place of the base model than the guard names.
+        model: a GGUF file to measure on; the default's own when the guard is on the default.
+        data: labelled rows to make test vectors of, beside the package's own texts.
+
+    Returns:
+        What to tell the user.
+
+    Raises:
+        ArtifactError: the guard is missing, or llama.cpp has no place for its adapter.
+        ModelError: the base model or the GGUF file cannot be loaded.
+        DataError: a bad row.
+        ResourceError: no disk space.
+    """
+    from lora_guard.engine import torch_guard
+    from lora_guard.export.vectors import vectors
+
+    spec = read_spec(guard)
+    if spec.form != "peft":
+        raise ArtifactError(f"{guard} is a bundle already; allowed: a guard folder")
+    spec, engine = torch_guard.load(guard, base=base, precision="fp32", device="cpu")
+    config = engine.base.model.config.get_text_config()
+    shape = BaseShape(
+        architecture_of(config.model_type),
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+    )
+    rows = [] if data is None else read_file(data, Taxonomy.from_dict(spec.taxonomy))
+    found = vectors(engine, [row.conversation() for row in rows[:_ROWS]])
+    assert engine.base.norms is not None  # its type has a mapping, or the shape would have been refused
+    base_norms = engine.base.norms
+
+    def write(measured: str) -> None:
+        card = _card(spec.name, spec.base.name, measured, licence=(guard / LICENCE_FILE).is_file())
+        bundle.write(out, guard, shape, norms=base_norms, vectors=found, card=card)
+
+    write("Not measured yet: `lora-guard export --check BUNDLE --model FILE.gguf`.")
+    where = model or (DEFAULT if spec.base.name == DEFAULT else None)
+    if where is None:
+        return f"{out}: written; measure it on a model: lora-guard export --check {out} --model FILE.gguf"
+    if importlib.util.find_spec("llama_cpp") is None:
+        return f"{out}: written; not measured, for the extra 'device' is not installed"
+    measured, _ = check(out, where)
+    write(measured)
+    return f"{out}: written\n\n{measured}"
+
+
+def check(folder: Path, model: str) -> tuple[str, bool]:
+    """Replay a bundle's test vectors on ``default`` or a GGUF file; what was found, and whether it passed.
+
+    Raises:
+        ArtifactError: the bundle is missing or corrupted, has no vectors, or does not fit the model.
+        ModelError: the file cannot be read, or llama.cpp is not installed.
+    """
+    from lora_guard.engine.device_guard import checked_model
+    from lora_guard.export import parity
+
+    read = bundle.read(folder)
+    loaded = checked_model(read.spec, folder, model)
+    with progress("check", len(bundle.read_vectors(read)["lengths"])) as tick:
+        found = parity.check(read, loaded, tick)
+    return found.to_markdown(), found.passed
+
+
+_ROWS = 256
+
+
+def _card(name: str, base: str, measured: str, *, licence: bool) -> str:
+    lines: Sequence[str] = (
+        f"# {name} for llama.cpp",
+        "",
+        f"The guard `{name}` for the chat model `{base}` in any GGUF quantisation. `guard.json` says what it judges",
+        "and with which thresholds; they were chosen on the guard's own model.",
+        "",
+        "llama.cpp loads `adapter.gguf`; `heads.safetensors` maps the last token's hidden state to logits, harmfulness",
+        "first.",
+        "",
+        *(["The weights' licence is in `LICENSE`.", ""] if licence else []),
+        "## Measured",
+        "",
+        measured,
+        "",
+    )
+    return "\n".join(lines)

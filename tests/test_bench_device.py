@@ -1,0 +1,34 @@
+"""Bench device on a tiny model: its figures are there, and each side runs as it says."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from guards import tiny_guard_folder
+from tiny_gguf import tiny_gguf
+
+from lora_guard import base_model
+from lora_guard.bench import device
+from lora_guard.bench.setup import Setup
+
+pytest.importorskip("llama_cpp", reason="needs the extra 'device'; make test-extras builds it")
+pytestmark = pytest.mark.extras
+
+
+def test_each_side_is_timed_and_weighed_and_says_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
+    folder = tiny_guard_folder(tmp_path, adapter_kind="alora")
+    file = tiny_gguf(tmp_path / "base.gguf", base_model.load(str(tmp_path / "base")).model)
+    setup = Setup(guard=str(folder), rows=8, deadline=math.inf)
+    report = device.run(setup, base=str(file), prompt_tokens=60, answer_tokens=20, rounds=1, memory_rounds=1)
+    goals = {"ours": 1.08, "memory": 1.03}
+    for name in ("ours", "ours-q4_1", "second-model", "second-model-q4_1", "memory", "memory-second-model"):
+        assert report.figures[name].value is not None
+        assert report.figures[name].value > 0
+        assert report.figures[name].goal == goals.get(name)
+    assert "tokens with and without checks: the same" in report.notes
+    assert len(list((tmp_path / "cache" / "quantised").glob("*.gguf"))) == 2
+    assert json.loads(report.to_json({}))["bench"] == "device"

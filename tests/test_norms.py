@@ -1,0 +1,64 @@
+"""A chat model is recognised by its norms in any file and precision, and by nothing else."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model
+from tiny_gguf import tiny_gguf
+
+from lora_guard import norms
+from lora_guard.errors import ModelError
+from lora_guard.norms import ARCHITECTURES
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_gguf_file_has_the_fingerprint_of_the_model_it_was_made_from(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.normal_()
+    found = norms.of_model(model)
+    assert norms.of_gguf(tiny_gguf(tmp_path / "model.gguf", model)) == found
+    with torch.no_grad():
+        next(parameter for name, parameter in model.named_parameters() if "norm" in name)[0] += 1e-3
+    assert norms.of_model(model) != found
+
+
+def test_other_weights_and_another_alignment_change_nothing(tmp_path: Path) -> None:
+    files = []
+    for alignment, seed in ((32, 0), (64, 1)):
+        writer = gguf.GGUFWriter(tmp_path / f"{alignment}.gguf", "llama")
+        writer.add_custom_alignment(alignment)
+        writer.add_token_list(["a", "ü"])
+        writer.add_array("some.numbers", [1, 2, 3])
+        writer.add_tensor("blk.0.attn_q.weight", np.full((3, 5), seed, np.float16))
+        writer.add_tensor("output_norm.weight", np.arange(7, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        files.append(tmp_path / f"{alignment}.gguf")
+    expected = norms.fingerprint({"output_norm.weight": np.arange(7, dtype=np.float32)})
+    assert [norms.of_gguf(file) for file in files] == [expected] * 2
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"PK" + bytes(64), b"GGUF\x03\0\0\0" + b"\xff" * 40])
+def test_a_file_of_another_kind_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.gguf cannot be read as a GGUF file"):
+        norms.of_gguf(tmp_path / "model.gguf")
+
+
+def test_a_file_cut_short_is_one_clear_line(tmp_path: Path) -> None:
+    file = tiny_gguf(tmp_path / "model.gguf", tiny_model())
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+    with pytest.raises(ModelError, match="cannot be read as a GGUF file"):
+        norms.of_gguf(file)
+
+
+def test_a_type_that_llama_cpp_has_no_place_for_has_no_fingerprint() -> None:
+    assert norms.of_model(tiny_model("phi")) is None
