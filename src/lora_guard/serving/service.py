@@ -225,7 +225,8 @@ class Answer:
         if blocks and not end.failed:
             metrics.blocked.labels("prompt" if end.response_verdict is None else "response").inc()
         if end.response_verdict is not None and "response" not in end.failed:
-            await self._write("response", end.response_verdict, "blocked" if blocks else "scored")
+            action = "blocked" if blocks else "released" if self.settings.mode == "block" else "scored"
+            await self._write("response", end.response_verdict, action)
 
     async def _write(self, target: Target, verdict: Verdict | None, action: str) -> None:
         text = self._text if target == "response" else self._job.conversation.messages[-1].content
