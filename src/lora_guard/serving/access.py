@@ -1,17 +1,23 @@
 """Who may call and how much: host names, API keys, rates and body sizes, decided before a route sees the request."""
 
 import hmac
+import logging
 import time
+import traceback
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lora_guard.errors import LoraGuardError
 from lora_guard.serving.config import ServeConfig
 from lora_guard.serving.metrics import Metrics
-from lora_guard.serving.wire import RequestError
+from lora_guard.serving.wire import RequestError, request_error
+
+log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/playground.css", "/playground.js"})
 """Served without a key: they tell nothing but that the server is there."""
@@ -65,9 +71,11 @@ class Access:
                 self._admit(scope)
                 await self._app(scope, _bounded(receive, self._config.max_body_bytes), counted)
             except RequestError as error:
-                if begun:
-                    raise
                 await error.response(scope, receive, counted)
+            except Exception as error:
+                _report(error, request_id)
+                if not begun:
+                    await request_error(LoraGuardError()).response(scope, receive, counted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
@@ -139,10 +147,17 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         if message["type"] == "http.request":
             size += len(message.get("body", b""))
             if size > limit:
-                raise _too_large(limit)
+                # Of all that a body's reader may raise, the framework passes on only this.
+                raise HTTPException(413, f"the body is too large; allowed: {limit} bytes")
         return message
 
     return bounded
+
+
+def _report(error: Exception, request_id: str) -> None:
+    """Log an error that nobody foresaw: its type and place, not its message, which could hold the request's text."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    log.error("%s failed: %s at %s:%s", request_id, type(error).__name__, frame.filename, frame.lineno)
 
 
 def _too_large(limit: int) -> RequestError:

@@ -41,7 +41,7 @@ class AuditLog:
         record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields, "sha256": text_hash(text)}
         if self._config.audit_text:
             record["text"] = text
-        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
         with self._lock, writing(self._path):
             if os.fstat(self._file).st_size + len(line) > self._config.audit_bytes:
                 self._rotate()

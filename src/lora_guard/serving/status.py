@@ -15,7 +15,7 @@ from lora_guard.serving.wire import RequestError, error_responses
 STATIC = Path(__file__).parent / "static"
 
 _PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'",
     "cache-control": "no-cache",
 }
 

@@ -103,14 +103,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed"}
+        codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
         code = codes.get(error.status_code, "invalid_request")
         headers = dict(error.headers or {})
         return RequestError(error.status_code, code, f"{error.detail}", headers=headers).response
-
-    @app.exception_handler(Exception)
-    async def unknown(request: Request, error: Exception) -> JSONResponse:
-        return request_error(LoraGuardError()).response
 
 
 def _invalid(error: RequestValidationError) -> RequestError:
