@@ -25,7 +25,8 @@ demo: $(READY)  ## a few conversations through both paths
 test: $(READY)  ## all tests that need no extra
 	@$(PY) -m pytest -q -m "not extras"
 
-test-extras: $(READY)  ## the tests that need an extra
+test-extras: $(READY)  ## the tests that need an extra, which it installs
+	$(PY) -m pip install -q -c constraints.txt -e '.[serve,test-serve]'
 	@code=0; $(PY) -m pytest -q -m extras --collect-only >/dev/null || code=$$?; \
 	if [ $$code -eq 5 ]; then echo "test-extras: no test needs an extra"; else $(PY) -m pytest -q -m extras; fi
 

@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ class Running:
     url: str
     service: Service
     guard: Guard
+    clients: list[OpenAI] = field(default_factory=list)
 
     def openai(self, key: str = "none") -> OpenAI:
         """OpenAI's own client; it does not try again, so that a test sees each answer."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+        client = OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+        self.clients.append(client)
+        return client
 
     def post(self, path: str, body: Any, **more: Any) -> httpx2.Response:
         return httpx2.post(f"{self.url}{path}", json=body, timeout=60, **more)
@@ -65,7 +68,10 @@ def serving(guard: Guard, *, keys: tuple[str, ...] = (), **config: Any) -> Itera
                 break
             except httpx2.TransportError:
                 assert thread.is_alive()
-        yield Running(url, service, guard)
+        running = Running(url, service, guard)
+        yield running
+        for client in running.clients:
+            client.close()
     finally:
         server.should_exit = True
         thread.join()

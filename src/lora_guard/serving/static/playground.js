@@ -9,6 +9,8 @@ const make = (tag, className, text) => {
   return node;
 };
 
+const readable = (category) => category.replaceAll("_", " ").replaceAll(",", ", ");
+
 const headers = () => {
   const key = el("key").value.trim();
   return { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
@@ -146,18 +148,18 @@ function drawLine(checks, cut) {
 }
 
 function drawBars(check) {
-  const limitOf = (decision) => decision.threshold;
   const rows = Object.entries(check.categories).sort((a, b) => b[1].score - a[1].score);
   el("no-bars").hidden = rows.length > 0;
   el("of").textContent = `of the ${check.target === "prompt" ? "prompt" : `answer at ${check.tokens} tokens`}`;
   el("bars").replaceChildren(
     ...rows.map(([name, decision]) => {
       const row = make("li", decision.flagged ? "flagged" : "");
-      const bar = make("span", "bar");
-      bar.append(make("div", "fill"));
-      bar.firstChild.style.setProperty("--score", decision.score);
-      row.title = `${name}: ${decision.score.toFixed(3)}, flagged from ${limitOf(decision).toFixed(2)} on`;
-      row.append(make("span", "name", name.replaceAll("_", " ")), bar, make("span", "value", decision.score.toFixed(2)));
+      const bar = make("div", "bar");
+      bar.append(make("div", "fill"), make("div", "limit"));
+      bar.style.setProperty("--score", decision.score);
+      bar.style.setProperty("--limit", decision.threshold);
+      row.title = `${name}: ${decision.score.toFixed(3)}, flagged from ${decision.threshold.toFixed(2)} on`;
+      row.append(make("span", "name", readable(name)), bar, make("span", "value", decision.score.toFixed(2)));
       return row;
     }),
   );
@@ -352,7 +354,7 @@ function showVerdicts() {
     ...judged.map((row) => {
       const [name, score] = highest(row);
       const line = make("tr", row.flagged ? "flagged" : "");
-      const cells = [row.number, row.text, row.flagged ? "flagged" : "ok", row.score.toFixed(3), `${name.replaceAll("_", " ")} ${score.toFixed(2)}`];
+      const cells = [row.number, row.text, row.flagged ? "flagged" : "ok", row.score.toFixed(3), `${readable(name)} ${score.toFixed(2)}`];
       line.append(...cells.map((cell) => make("td", "", cell)));
       return line;
     }),
@@ -420,7 +422,6 @@ for (const target of ["prompt", "response"]) {
 }
 el("own").addEventListener("click", () => {
   chosen.prompt = chosen.response = null;
-  if (answer?.prompt) own.prompt ??= null;
   draw();
 });
 el("ask").addEventListener("submit", ask);
@@ -440,6 +441,10 @@ el("clear").addEventListener("click", () => {
   el("summary").textContent = "Ask something: each check of the answer becomes a point.";
 });
 el("key").addEventListener("change", connect);
+el("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  connect();
+});
 el("judge").addEventListener("click", judge);
 el("by-score").addEventListener("click", sortByScore);
 el("save-jsonl").addEventListener("click", saveJsonl);
