@@ -66,3 +66,10 @@ def test_a_bad_setting_is_one_line(override: str, part: str) -> None:
         ServeConfig.load(None, [override])
     assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text("utf-8")
+    for name, field in ServeConfig.model_fields.items():
+        default = "none" if field.default is None else str(field.default)
+        assert f"| `{name}` | {default.lower() if isinstance(field.default, bool) else default} | " in page

@@ -2,7 +2,7 @@
 
     python benchmarks/serving/faults.py --malformed 10000
 
-Faults of the guard itself (an exception, a hang, NaN) and a full disk are tests: tests/serving, tests/test_serving_audit.
+Faults of the guard itself (an exception, a hang, NaN) and a full disk are among the tests.
 """
 
 import argparse
@@ -72,11 +72,9 @@ def body(order: random.Random) -> bytes:
 
 def disconnects(url: str, streams: int) -> int:
     """Begin streams and leave every second one after its first pieces; how many were left."""
-    left = 0
+    left, body = 0, chat("Count.", 24, stream=True)
     for number in range(streams):
-        with httpx2.stream(
-            "POST", f"{url}/v1/chat/completions", json=chat("Count.", 24, stream=True), timeout=60
-        ) as reply:
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:
             for index, _ in enumerate(reply.iter_lines()):
                 if number % 2 and index > 6:
                     left += 1

@@ -9,6 +9,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from servers import Running, serving, tiny_guard
 
 pytestmark = pytest.mark.extras
@@ -66,7 +67,8 @@ def test_answers_are_as_described(server: Running, path: str) -> None:
     @settings(max_examples=30, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy())
     def answers(case: Any) -> None:
-        case.call_and_validate(base_url=server.url, timeout=60)
+        # What JSON Schema cannot say, such as that the last message is the user's, is refused beyond it.
+        case.call_and_validate(base_url=server.url, timeout=60, excluded_checks=[positive_data_acceptance])
 
     answers()
 

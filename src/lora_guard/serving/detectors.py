@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from lora_guard.conversation import Conversation
 from lora_guard.serving.disconnect import unless_disconnected
 from lora_guard.serving.moderations import bounded
-from lora_guard.serving.schemas import Open, Text
+from lora_guard.serving.schemas import Open
 from lora_guard.serving.service import Service
 from lora_guard.serving.wire import error_responses
 from lora_guard.verdict import Verdict
 
-Texts = Annotated[list[Text], Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
 
 
 class DetectorParams(Open):
@@ -29,7 +29,6 @@ class DetectorRequest(Open):
     """``POST /api/v1/text/contents``, as NeMo Guardrails and TrustyAI send it."""
 
     model_config = ConfigDict(
-        extra="ignore",
         json_schema_extra={"examples": [{"contents": ["I will hurt you"], "detector_params": {"threshold": 0.5}}]},
     )
 
@@ -53,10 +52,10 @@ class Detection(BaseModel):
 class ClassifyRequest(Open):
     """``POST /classify``, as vLLM takes it."""
 
-    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [{"input": ["I will hurt you"]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["I will hurt you"]}]})
 
-    model: Text | None = None
-    input: Text | Texts
+    model: str | None = None
+    input: str | Texts
 
 
 class Classified(BaseModel):
@@ -82,11 +81,9 @@ class ClassifyResponse(BaseModel):
 class GuardrailRequest(Open):
     """``POST /beta/litellm_basic_guardrail_api``, as LiteLLM's generic guardrail sends it."""
 
-    model_config = ConfigDict(
-        extra="ignore", json_schema_extra={"examples": [{"input_type": "request", "texts": ["I will hurt you"]}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input_type": "request", "texts": ["I will hurt you"]}]})
 
-    texts: list[Text] = Field(default_factory=list)
+    texts: list[str] = Field(default_factory=list)
     input_type: Literal["request", "response"]
 
 

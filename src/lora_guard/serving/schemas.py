@@ -2,25 +2,23 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
-
-Text = Annotated[str, Field(strict=True)]
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Open(BaseModel):
-    """A part of a request in which fields that have no meaning here are passed over."""
+    """A part of a request: no value is taken for another type, and fields that have no meaning here are passed over."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class TextPart(Open):
     """A piece of a message's or moderation input's text."""
 
     type: Literal["text"]
-    text: Text
+    text: str
 
 
-Content = Text | Annotated[list[TextPart], Field(min_length=1)]
+Content = str | Annotated[list[TextPart], Field(min_length=1)]
 
 
 def joined(content: Content) -> str:
@@ -35,12 +33,11 @@ class ModerationRequest(Open):
     """``POST /v1/moderations``: one text, several texts, or one text in parts."""
 
     model_config = ConfigDict(
-        extra="ignore",
         json_schema_extra={"examples": [{"input": ["How do I bake bread?", "I will hurt you"]}]},
     )
 
-    input: Text | Annotated[list[Text], Field(min_length=1)] | Annotated[list[TextPart], Field(min_length=1)]
-    model: Text | None = None
+    input: str | Annotated[list[str], Field(min_length=1)] | Annotated[list[TextPart], Field(min_length=1)]
+    model: str | None = None
     """Any name; the server has one guard."""
 
     def texts(self) -> list[str]:
@@ -130,16 +127,16 @@ class Policies(Open):
 class ModerationAsked(Open):
     """The ``moderation`` parameter of a chat completion."""
 
-    model: Text
+    model: str
     policy: Policies | None = None
 
 
 class Checks(BaseModel):
     """An extension of this server: how an answer is checked, and whether a stream shows each check."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    checks: StrictBool = False
+    checks: bool = False
     """Send a chunk with ``lora_guard`` at each check."""
     check_every: Annotated[int, Field(ge=1, le=1024)] | None = None
     prompt_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -149,7 +146,7 @@ class Checks(BaseModel):
 class StreamOptions(Open):
     """Options of a stream."""
 
-    include_usage: StrictBool = False
+    include_usage: bool = False
 
 
 class ChatRequest(Open):
@@ -169,9 +166,9 @@ class ChatRequest(Open):
         },
     )
 
-    model: Text
+    model: str
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    stream: StrictBool | None = None
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
