@@ -88,6 +88,7 @@ ORDER = [
     "serving.metrics",
     "serving.worker",
     "serving.wire",
+    "serving.disconnect",
     "serving.schemas",
     "serving.results",
     "serving.audit",
