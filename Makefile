@@ -24,15 +24,15 @@ demo: $(READY)  ## a few conversations through both paths
 
 test: $(READY)  ## all tests that need no extra
 	@$(PY) -m pytest -q -m "not extras"
-	@$(PY) -c 'import llama_cpp' 2>/dev/null || echo "not run: the tests of the extra 'device'; make test-extras builds it"
+	@echo "not run: the tests that need an extra; make test-extras installs what they need"
 
-test-extras: $(VENV)/.device  ## build llama.cpp if need be, then the tests that need it
+test-extras: $(VENV)/.extras  ## build and install the extras if need be, then the tests that need one
 	@$(PY) -m pytest -q -m extras
 
-# pip keeps the wheel that it builds below $$XDG_CACHE_HOME/pip: minutes the first time, seconds in the next .venv.
-$(VENV)/.device: $(READY)
+# pip keeps the wheel of llama.cpp that it builds below $$XDG_CACHE_HOME/pip: minutes the first time, seconds in the next .venv.
+$(VENV)/.extras: $(READY)
 	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF" \
-	  $(PY) -m pip install -c constraints.txt -e '.[device]'
+	  $(PY) -m pip install -q -c constraints.txt -e '.[device,serve,test-serve]'
 	@touch $@
 
 lint: $(READY)  ## style, format and types

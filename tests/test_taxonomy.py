@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lora_guard import Taxonomy
 from lora_guard.errors import ConfigError
+from lora_guard.taxonomy import BEAVERTAILS, OPENAI_CATEGORIES, openai_sources
 
 
 def test_the_built_in_taxonomy_has_the_14_categories_of_beavertails() -> None:
@@ -74,3 +75,20 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path: Path) -> None:
 def test_an_unknown_name_says_what_is_allowed() -> None:
     with pytest.raises(ConfigError, match="'beavertail' not found; allowed: 'beavertails' or a YAML or JSON file"):
         Taxonomy.load("beavertail")
+
+
+def test_openais_keys_are_mapped_to_categories_that_exist() -> None:
+    beavertails = Taxonomy.load(BEAVERTAILS)
+    sources = openai_sources(beavertails)
+    assert tuple(sources) == OPENAI_CATEGORIES
+    assert sources["violence"] == ("terrorism,organized_crime", "violence,aiding_and_abetting,incitement")
+    assert sources["violence/graphic"] == ()
+    named = {name for names in sources.values() for name in names}
+    assert named <= set(beavertails.categories)
+
+
+def test_a_category_named_as_openais_key_speaks_for_it_alone() -> None:
+    sources = openai_sources(Taxonomy("own", ("violence", "self_harm", "other")))
+    assert sources["violence"] == ("violence",)
+    assert sources["self-harm"] == ("self_harm",)
+    assert sources["hate"] == ()

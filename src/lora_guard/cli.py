@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from lora_guard.allocator import keep_freed_memory
-from lora_guard.errors import InputError, LoraGuardError
+from lora_guard.errors import ConfigError, InputError, LoraGuardError
 
 if TYPE_CHECKING:
     from lora_guard.guard import Guard
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="lora-guard",
-    help="Moderate a chat model with low-rank adapters on the model itself: train, evaluate, moderate, chat.",
+    help="Moderate a chat model with low-rank adapters on the model itself: train, evaluate, moderate, chat, serve.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -175,6 +175,29 @@ def chat(
         top_p=top_p,
         seed=seed,
     )
+
+
+@_command
+def serve(
+    config: Annotated[Path | None, typer.Option(help="YAML file with any field of the server's config.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value for any field of the config; may be repeated.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Short for --set host=…; 127.0.0.1 unless set.")] = None,
+    port: Annotated[int | None, typer.Option(help="Short for --set port=…; 8000 unless set.")] = None,
+    guard: GuardOption = "default",
+    base: BaseOption = None,
+    allow_other_base: OtherBaseOption = False,
+) -> None:
+    """Serve the chat model and its guard over HTTP, to OpenAI's clients and others; needs the extra serve."""
+    try:
+        from lora_guard.serving.run import serve as run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed; it comes with: pip install 'lora-guard[serve]'") from error
+    from lora_guard.serving.config import ServeConfig
+
+    short = [f"{name}={value}" for name, value in (("host", host), ("port", port)) if value is not None]
+    run(ServeConfig.load(config, [*(set_ or []), *short]), guard, base, allow_other_base=allow_other_base)
 
 
 @_command

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lora_guard.errors import ConfigError, allowed
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -165,15 +167,7 @@ class TrainConfig(_Strict):
         Raises:
             ConfigError: no such file, not YAML, an unknown field, a bad value, contradictory fields.
         """
-        raw: Any = {}
-        if path is not None:
-            raw = _read_yaml(Path(path))
-        for override in overrides:
-            _apply(raw, override)
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as error:
-            raise ConfigError(f"{path or 'config'}: {_first_problem(cls, error)}") from error
+        return read(cls, path, overrides)
 
     def to_yaml(self) -> str:
         """The resolved config; :meth:`load` reads it back to an equal one."""
@@ -182,6 +176,23 @@ class TrainConfig(_Strict):
     def resolved(self) -> dict[str, Any]:
         """Every field that has an effect, as JSON has it."""
         return self.model_dump(mode="json", exclude=_WITHOUT_EFFECT[self.adapter])
+
+
+def read(model: type[Settings], path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """A config of the given type from a YAML file, if there is one, and ``key=value`` overrides.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown field, a bad value, contradictory fields.
+    """
+    raw: Any = {}
+    if path is not None:
+        raw = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path or 'config'}: {_first_problem(model, error)}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

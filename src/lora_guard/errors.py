@@ -6,7 +6,10 @@ LoraGuardError
 ├── DataError        a data file: missing, empty, a bad row (with file and line)
 ├── ModelError       a base model that cannot be found, loaded or rendered for
 ├── ArtifactError    a guard folder: missing, corrupted, made for another base
-└── ResourceError    the machine: no disk space, no memory for a batch
+├── ResourceError    the machine: no disk space, no memory for a batch
+├── GuardError       a judgement that failed, took too long, or is not a number
+├── DeadlineError    a request that took longer than it may
+└── BusyError        a server that takes no more work now
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,6 +43,27 @@ class ArtifactError(LoraGuardError):
 
 class ResourceError(LoraGuardError):
     """The machine lacks disk space or memory for what was asked."""
+
+
+class GuardError(LoraGuardError):
+    """The guard gave no verdict; what is not judged counts as unsafe wherever something is blocked."""
+
+
+class DeadlineError(LoraGuardError):
+    """A request was not done by its deadline."""
+
+
+class BusyError(LoraGuardError):
+    """A server's queue is full, or it is shutting down.
+
+    Args:
+        message: one line.
+        retry_after: seconds after which another try makes sense; None if it never does.
+    """
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 def allowed(value: object, options: Iterable[str]) -> str:

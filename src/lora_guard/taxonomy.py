@@ -102,3 +102,46 @@ _BEAVERTAILS_CATEGORIES = (
     "terrorism,organized_crime",
     "violence,aiding_and_abetting,incitement",
 )
+
+OPENAI_CATEGORIES = (
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/intent",
+    "self-harm/instructions",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
+"""The category keys of OpenAI's moderation endpoint, which its clients expect."""
+
+# The BeaverTails categories that speak for a key; the highest of their scores is the key's. BeaverTails does not part
+# threats, intent, instructions and graphic depiction from the rest, so nothing speaks for those keys.
+_BEAVERTAILS_FOR_OPENAI = {
+    "harassment": ("hate_speech,offensive_language",),
+    "hate": ("discrimination,stereotype,injustice", "hate_speech,offensive_language"),
+    "illicit": ("drug_abuse,weapons,banned_substance", "financial_crime,property_crime,theft"),
+    "illicit/violent": ("terrorism,organized_crime",),
+    "self-harm": ("self_harm",),
+    "sexual": ("sexually_explicit,adult_content",),
+    "sexual/minors": ("child_abuse",),
+    "violence": ("terrorism,organized_crime", "violence,aiding_and_abetting,incitement"),
+}
+
+
+def openai_sources(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
+    """For each OpenAI category key the categories of the taxonomy that speak for it; none where it has none.
+
+    A category named as the key speaks for it alone; otherwise the built-in table decides.
+    """
+    return {
+        key: (key,)
+        if key in taxonomy.categories
+        else tuple(name for name in _BEAVERTAILS_FOR_OPENAI.get(key, ()) if name in taxonomy.categories)
+        for key in OPENAI_CATEGORIES
+    }

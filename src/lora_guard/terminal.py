@@ -109,7 +109,8 @@ def show_answer(console: Console, events: Iterable[str | Check | ChatEnd]) -> Ch
                 console.print()
             if event.finish_reason == "content_filter":
                 console.print(f"[yellow]withheld: {_withheld(event)} was flagged[/yellow]")
-            console.print(verdict_line(event.prompt_verdict))
+            if event.prompt_verdict is not None:
+                console.print(verdict_line(event.prompt_verdict))
             if event.response_verdict is not None:
                 times = f"{checks} check{'s' if checks > 1 else ''}"
                 console.print(f"{verdict_line(event.response_verdict)}[dim], {times}[/dim]")

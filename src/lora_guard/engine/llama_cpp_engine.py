@@ -118,10 +118,7 @@ class LlamaCppEngine:
 
         As many windows as fit go into one pass.
         """
-        grouped = [
-            self.renderer.judged(conversation, target, self._invocation_text).windows(self._max_length)
-            for conversation, target in zip(conversations, targets, strict=True)
-        ]
+        grouped = [self.windows(*pair) for pair in zip(conversations, targets, strict=True)]
         owners = [index for index, windows in enumerate(grouped) for _ in windows]
         logits: list[list[list[float]]] = [[] for _ in grouped]
         for first, rows in self.features([window for windows in grouped for window in windows]):
@@ -130,6 +127,14 @@ class LlamaCppEngine:
             touched = set(owners[first : first + len(rows)])
             done(sum(len(logits[index]) == len(grouped[index]) for index in touched))
         return [GuardLogits.highest(rows) for rows in logits]
+
+    def windows(self, conversation: Conversation, target: Target) -> list[list[int]]:
+        """The token id rows that a judgement reads (see :class:`lora_guard.engine.session.Engine`)."""
+        return self.renderer.judged(conversation, target, self._invocation_text).windows(self._max_length)
+
+    def score_windows(self, rows: Sequence[Sequence[int]]) -> list[GuardLogits]:
+        """Judge token id rows (see :class:`lora_guard.engine.session.Engine`)."""
+        return [GuardLogits.highest([self.heads(row).tolist()]) for _, part in self.features(rows) for row in part]
 
     def features(self, windows: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Array]]]:
         """Guard path: the features ``[hidden]`` of token id rows that end with the invocation.

@@ -115,3 +115,19 @@ class Engine(Protocol):
             ResourceError: no memory for a batch.
         """
         ...
+
+    def windows(self, conversation: Conversation, target: Target) -> list[list[int]]:
+        """The token id rows that :meth:`score` reads for one conversation: several that overlap, if it is long.
+
+        Raises:
+            InputError: the conversation has no message of the target's kind.
+        """
+        ...
+
+    def score_windows(self, rows: Sequence[Sequence[int]]) -> list[GuardLogits]:
+        """Judge rows of :meth:`windows`; the highest of a conversation's rows are its logits.
+
+        Raises:
+            ResourceError: no memory for a batch.
+        """
+        ...

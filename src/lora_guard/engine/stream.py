@@ -1,16 +1,17 @@
 """Streaming moderation: an answer is checked while it is generated and, in ``block`` mode, held back until clear."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from lora_guard.conversation import Target
 from lora_guard.engine.session import Engine, Session
+from lora_guard.engine.stop import StopText
 from lora_guard.errors import InputError, allowed
 from lora_guard.verdict import GuardLogits, Verdict
 
-Mode = Literal["score", "block"]
+Mode = Literal["off", "score", "block"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 
@@ -20,13 +21,15 @@ class StreamSettings:
 
     Args:
         mode: ``score`` yields text at once and only annotates it. ``block`` answers no flagged prompt, yields text only
-            once an unflagged check covers it, and ends the answer at a flag.
+            once an unflagged check covers it, and ends the answer at a flag. ``off`` checks nothing.
         check_every: a check at the latest so many tokens after the one before. The end is always checked.
         sentence_ends: check at the end of each sentence and line too.
         debounce: so many flagged checks in a row flag the answer. In ``block`` mode the text of a shorter run waits
             until an unflagged check clears it. The last check has none after it: flagged, it flags the answer alone.
         prompt_threshold: of harmfulness, in place of the guard's own; in [0, 1].
         response_threshold: likewise.
+        prompt_mode: of the prompt; as ``mode`` when absent.
+        fail_open: in ``block`` mode, whether text that the guard failed to judge may leave.
 
     Raises:
         InputError: a value outside what is allowed.
@@ -38,16 +41,27 @@ class StreamSettings:
     debounce: int = 1
     prompt_threshold: float | None = None
     response_threshold: float | None = None
+    prompt_mode: Mode | None = None
+    fail_open: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InputError(f"mode {self.mode!r} is unknown; {allowed(self.mode, MODES)}")
+        for name, mode in (("mode", self.mode), ("prompt_mode", self.mode_of("prompt"))):
+            if mode not in MODES:
+                raise InputError(f"{name} {mode!r} is unknown; {allowed(mode, MODES)}")
         for name, count in (("check_every", self.check_every), ("debounce", self.debounce)):
             if count < 1:
                 raise InputError(f"{name} is {count}; allowed: 1 or more")
         for target, threshold in (("prompt", self.prompt_threshold), ("response", self.response_threshold)):
             if threshold is not None and not 0 <= threshold <= 1:
                 raise InputError(f"{target}_threshold is {threshold}; allowed: 0 to 1")
+
+    def mode_of(self, target: Target) -> Mode:
+        """What a flag of the target does."""
+        return self.prompt_mode or self.mode if target == "prompt" else self.mode
+
+    def withholds(self, target: Target) -> bool:
+        """Whether the target is withheld when the guard fails to judge it."""
+        return self.mode_of(target) == "block" and not self.fail_open
 
     def decided(self, verdict: Verdict) -> Verdict:
         """The verdict, decided by the target's own threshold if these settings have one."""
@@ -76,17 +90,34 @@ class ChatEnd:
 
     Attributes:
         response: all the text that was yielded; None when a flag withheld the answer before any of it.
-        prompt_verdict: the guard's verdict on the prompt.
+        prompt_verdict: the guard's verdict on the prompt; None when it was not checked, or the guard failed.
         response_verdict: that on the whole answer or, once the answer is flagged, the flagged one of the highest
-            score. None when a flagged prompt was not answered.
-        finish_reason: as in OpenAI's chat completions; ``content_filter`` says that a flag withheld the answer, or the
-            rest of it.
+            score. None when a flagged prompt was not answered or the answer was not checked.
+        finish_reason: as in OpenAI's chat completions; ``content_filter`` says that a flag, or a guard that failed,
+            withheld the answer or the rest of it.
+        failed: the targets of which a check failed, so that their verdict, if there is one, is not on all of the text.
     """
 
     response: str | None
-    prompt_verdict: Verdict
+    prompt_verdict: Verdict | None
     response_verdict: Verdict | None
     finish_reason: Literal["stop", "length", "content_filter"]
+    failed: frozenset[Target] = frozenset()
+
+
+class Judgement(NamedTuple):
+    """What :func:`moderation_steps` asks for: the guard's logits at a position, the present one if None."""
+
+    target: Target
+    at: int | None = None
+
+
+class NextToken(NamedTuple):
+    """What :func:`moderation_steps` announces: when it goes on, it samples one token."""
+
+
+Event = str | Check | ChatEnd
+Steps = Generator[Event | Judgement | NextToken, GuardLogits | None, None]
 
 
 def moderated(
@@ -99,13 +130,14 @@ def moderated(
     max_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
-) -> Iterator[str | Check | ChatEnd]:
+    stop: Sequence[str] = (),
+) -> Iterator[Event]:
     """Generate an answer and check it meanwhile: yield text, checks, and a :class:`ChatEnd`.
 
     In ``score`` mode a check follows the text it covers; in ``block`` mode text follows the unflagged check that clears
     it. Characters are yielded whole, and one that takes several tokens is covered only by a check at the last of them
     or later; bytes of a character that the answer's end cuts off are dropped. Checks change no token of the answer. The
-    session can be used further when the generator is closed early.
+    session can be used further when the generator is closed early. An exception of the guard ends the answer.
 
     Args:
         engine: made the session.
@@ -116,37 +148,94 @@ def moderated(
         max_tokens: the longest answer, in tokens.
         temperature: 0 is greedy.
         top_p: nucleus sampling.
+        stop: texts that end the answer and are not part of it.
 
     Raises:
         InputError: the context is full, or ``temperature`` or ``top_p`` is outside its range.
     """
+    steps = moderation_steps(
+        engine,
+        session,
+        prompt_end,
+        verdict,
+        settings,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop=stop,
+    )
+    reply: GuardLogits | None = None
+    while True:
+        try:
+            step = steps.send(reply)
+        except StopIteration:
+            return
+        reply = session.judge(step.target, step.at) if isinstance(step, Judgement) else None
+        if not isinstance(step, Judgement | NextToken):
+            yield step
 
-    def judge(target: Target, at: int | None = None) -> Verdict:
-        return settings.decided(verdict(session.judge(target, at), target))
 
-    prompt_verdict = judge("prompt", prompt_end)
-    yield Check(0, prompt_verdict, prompt_verdict.flagged)
-    if settings.mode == "block" and prompt_verdict.flagged:
-        yield ChatEnd(None, prompt_verdict, None, "content_filter")
-        return
+def moderation_steps(
+    engine: Engine,
+    session: Session,
+    prompt_end: int,
+    verdict: Callable[[GuardLogits, Target], Verdict],
+    settings: StreamSettings,
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
+) -> Steps:
+    """:func:`moderated`, one pass of the model at a time, for a caller that runs several conversations in turn.
+
+    Beside the events it yields a :class:`Judgement`, to be answered by ``send`` with the guard's logits, or with None
+    when the guard failed; and a :class:`NextToken` before each token, so that the caller chooses when to go on. A
+    check that failed ends the answer in ``block`` mode; in ``score`` mode, and with ``fail_open``, the answer goes on.
+    """
+
+    def judged(target: Target, at: int | None = None) -> Generator[Judgement, GuardLogits | None, Verdict | None]:
+        logits = yield Judgement(target, at)
+        return None if logits is None else settings.decided(verdict(logits, target))
+
+    prompt_verdict: Verdict | None = None
+    failed: set[Target] = set()
+    if settings.mode_of("prompt") != "off":
+        prompt_verdict = yield from judged("prompt", prompt_end)
+        if prompt_verdict is None:
+            failed.add("prompt")
+        else:
+            yield Check(0, prompt_verdict, prompt_verdict.flagged)
+        flagged = prompt_verdict.flagged if prompt_verdict else settings.withholds("prompt")
+        if settings.mode_of("prompt") == "block" and flagged:
+            yield ChatEnd(None, prompt_verdict, None, "content_filter", frozenset(failed))
+            return
     answer = _Answer(settings)
     decode = engine.decoder()
+    stops = StopText(stop)
     finish: Literal["stop", "length"] = "length"
-    while answer.tokens < max_tokens and not answer.withheld:
+    while answer.tokens < max_tokens and not answer.withheld and finish == "length":
+        yield NextToken()
         token = session.sample(temperature=temperature, top_p=top_p)
         if token in engine.stop_tokens:
             session.rewind(session.position - 1)
             finish = "stop"
             break
-        answer.add(decode(token))
+        answer.add(stops.push(decode(token)))
+        if stops.reached:
+            finish = "stop"
         yield from answer.released()
-        if answer.tokens < max_tokens and answer.check_is_due():  # the last token is left to the last check
-            yield answer.checked(judge("response"))
+        # The last token is left to the last check.
+        if answer.tokens < max_tokens and finish == "length" and answer.check_is_due():
+            yield from answer.checked((yield from judged("response")))
             yield from answer.released()
+    answer.waiting.append(stops.rest())
     if answer.needs_last_check():
-        yield answer.checked(judge("response"), last=True)
-        yield from answer.released()
-    yield answer.end(prompt_verdict, finish)
+        yield from answer.checked((yield from judged("response")), last=True)
+    yield from answer.released()
+    if answer.failed:
+        failed.add("response")
+    yield answer.end(prompt_verdict, finish, frozenset(failed))
 
 
 @dataclass(slots=True)
@@ -164,10 +253,12 @@ class _Answer:
     flags: list[Verdict] = field(default_factory=list)
     """The flagged verdicts that end the row of checks; once the answer is flagged, all since that run began."""
     flagged: bool = False
+    failed: bool = False
+    """The guard failed at one of the checks."""
 
     @property
     def withheld(self) -> bool:
-        return self.flagged and self.settings.mode == "block"
+        return self.settings.mode == "block" and (self.flagged or (self.failed and not self.settings.fail_open))
 
     def add(self, text: str) -> None:
         """One more token, and the text that became complete with it."""
@@ -177,7 +268,7 @@ class _Answer:
 
     def released(self) -> Iterator[str]:
         """The text that may leave now, if there is any: in ``block`` mode only what an unflagged check covers."""
-        if self.settings.mode == "block" and (self.unchecked or self.flags):
+        if self.settings.mode == "block" and (self.unchecked or self.flags or self.withheld):
             return
         text = "".join(self.waiting)
         self.waiting.clear()
@@ -186,6 +277,8 @@ class _Answer:
             yield text
 
     def check_is_due(self) -> bool:
+        if self.settings.mode == "off":
+            return False
         if len(self.unchecked) >= self.settings.check_every:
             return True
         # Of several sentence ends in a row the first is enough: something must have been said since the last check.
@@ -195,29 +288,34 @@ class _Answer:
             and any(map(str.isalnum, "".join(self.unchecked)))
         )
 
-    def checked(self, verdict: Verdict, *, last: bool = False) -> Check:
-        """Take in the verdict on all tokens so far."""
-        self.verdict = verdict
+    def checked(self, verdict: Verdict | None, *, last: bool = False) -> Iterator[Check]:
+        """Take in the verdict on all tokens so far, None if the guard failed."""
         self.unchecked.clear()
+        if verdict is None:
+            self.failed = True
+            return
+        self.verdict = verdict
         if verdict.flagged:
             self.flags.append(verdict)
         elif not self.flagged:
             self.flags.clear()
         self.flagged = len(self.flags) >= (1 if last else self.settings.debounce)
-        return Check(self.tokens, verdict, self.flagged)
+        yield Check(self.tokens, verdict, self.flagged)
 
     def needs_last_check(self) -> bool:
         """Whether the whole answer is not judged yet; an empty answer is judged as well."""
-        return self.verdict is None or bool(self.unchecked)
+        return self.settings.mode != "off" and (self.tokens == 0 or bool(self.unchecked))
 
-    def end(self, prompt_verdict: Verdict, finish: Literal["stop", "length"]) -> ChatEnd:
+    def end(
+        self, prompt_verdict: Verdict | None, finish: Literal["stop", "length"], failed: frozenset[Target]
+    ) -> ChatEnd:
         """What the chat ends with. No check can clear the flags that are left now."""
         self.flagged = bool(self.flags)
         verdict = max(self.flags, key=lambda flag: flag.score) if self.flagged else self.verdict
         response = "".join(self.left)
         if self.withheld:
-            return ChatEnd(response or None, prompt_verdict, verdict, "content_filter")
-        return ChatEnd(response, prompt_verdict, verdict, finish)
+            return ChatEnd(response or None, prompt_verdict, verdict, "content_filter", failed)
+        return ChatEnd(response, prompt_verdict, verdict, finish, failed)
 
 
 # A full stop counts before a blank and at the end of a token's text, not inside it ("3.14"). The escapes are the

@@ -73,10 +73,7 @@ class TorchEngine:
         done: Callable[[int], None] = lambda rows: None,
     ) -> list[GuardLogits]:
         """Judge many conversations, results in input order (see :class:`lora_guard.engine.session.Engine`)."""
-        windows = [
-            self.renderer.judged(conversation, target, self.invocation).windows(self.max_length)
-            for conversation, target in zip(conversations, targets, strict=True)
-        ]
+        windows = [self.windows(*pair) for pair in zip(conversations, targets, strict=True)]
         rows = [row for group in windows for row in group]
         share = len(windows) / max(1, len(rows))
         finished = 0.0
@@ -88,6 +85,14 @@ class TorchEngine:
 
         logits = iter(self.guard_logits(rows, progress).tolist())
         return [GuardLogits.highest([next(logits) for _ in group]) for group in windows]
+
+    def windows(self, conversation: Conversation, target: Target) -> list[list[int]]:
+        """The token id rows that a judgement reads (see :class:`lora_guard.engine.session.Engine`)."""
+        return self.renderer.judged(conversation, target, self.invocation).windows(self.max_length)
+
+    def score_windows(self, rows: Sequence[Sequence[int]]) -> list[GuardLogits]:
+        """Judge token id rows (see :class:`lora_guard.engine.session.Engine`)."""
+        return [GuardLogits.highest([row]) for row in self.guard_logits(rows).tolist()]
 
     def guard_logits(self, rows: Sequence[Sequence[int]], done: Callable[[int], None] = lambda rows: None) -> Tensor:
         """Guard path: logits ``[rows, 1 + K]`` of token id rows that end with the invocation."""

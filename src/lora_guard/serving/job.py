@@ -1,0 +1,120 @@
+"""What the engine worker works on: chats and moderation requests, and how their results reach the event loop."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from lora_guard.conversation import Conversation, Target
+from lora_guard.engine.session import Session
+from lora_guard.engine.stream import ChatEnd, Event, Judgement, NextToken, Steps, StreamSettings
+from lora_guard.errors import DeadlineError, GuardError, LoraGuardError
+from lora_guard.verdict import GuardLogits
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """Sent to a request when the guard begins to judge it, and with None when it is done.
+
+    In between, the guard's own deadline holds.
+    """
+
+    target: Target | None
+
+
+class Channel(Generic[Result]):
+    """Results on their way from the engine thread to one coroutine of the event loop that made the channel.
+
+    Args:
+        seconds: what the request may take in all.
+        guard_seconds: what one judgement may take.
+    """
+
+    def __init__(self, seconds: float, guard_seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.cancelled = False
+        """Nobody waits for results any more."""
+        self.judging: Target | None = None
+        """What the guard judges while a result is awaited."""
+        self._guard_seconds = guard_seconds
+        self._loop = asyncio.get_running_loop()
+        self._results: asyncio.Queue[Result | Judging | LoraGuardError] = asyncio.Queue()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline is over."""
+        return time.monotonic() >= self.deadline
+
+    def send(self, result: Result | Judging | LoraGuardError) -> None:
+        """From the engine thread; what comes after the loop's end is dropped."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._results.put_nowait, result)
+
+    async def receive(self) -> Result:
+        """The next result.
+
+        Raises:
+            LoraGuardError: what ended the request; DeadlineError or GuardError when it took too long.
+        """
+        due, self.judging = self.deadline, None
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    result = await self._results.get()
+            except TimeoutError:
+                if self.judging:
+                    raise GuardError(f"the guard took longer than {self._guard_seconds:g} s") from None
+                raise DeadlineError("the request was not done by its deadline") from None
+            if isinstance(result, LoraGuardError):
+                raise result
+            if not isinstance(result, Judging):
+                return result
+            self.judging = result.target
+            due = self.deadline
+            if self.judging:
+                due = min(due, time.monotonic() + self._guard_seconds)
+
+
+@dataclass(eq=False)
+class ScoreJob:
+    """A moderation request: the rows of all its conversations, and the logits that are known."""
+
+    conversations: Sequence[Conversation]
+    targets: Sequence[Target]
+    channel: Channel[list[GuardLogits]]
+    max_tokens: int
+    rows: deque[tuple[int, list[int]]] = field(default_factory=deque)
+    """Rows not judged yet, each with the place of its conversation."""
+    found: list[list[GuardLogits]] = field(default_factory=list)
+    tokens: int = 0
+
+    def results(self) -> list[GuardLogits]:
+        """One for each conversation: the highest of its windows."""
+        return [GuardLogits.highest([[row.harmful, *row.categories] for row in rows]) for rows in self.found]
+
+
+@dataclass(eq=False)
+class ChatJob:
+    """A chat completion: what was asked and, once it is its turn, the session and the steps of its answer."""
+
+    conversation: Conversation
+    settings: StreamSettings
+    channel: Channel[Event]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    session: Session | None = None
+    steps: Steps | None = None
+    wants: Judgement | NextToken | None = None
+    is_read: bool = False
+    """The generation path has read all tokens, so that a judgement is one pass of the guard path alone."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    end: ChatEnd | None = None

@@ -1,0 +1,43 @@
+"""``lora-guard serve``: load the guard, then serve it until a signal ends the process."""
+
+import logging
+
+import uvicorn
+
+from lora_guard.errors import ResourceError
+from lora_guard.guard import Guard
+from lora_guard.serving import app
+from lora_guard.serving.config import ServeConfig
+from lora_guard.serving.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: ServeConfig, guard: str, base: str | None, *, allow_other_base: bool = False) -> None:
+    """Serve a guard; returns when the server has been told to stop and has drained.
+
+    Raises:
+        ConfigError: no API keys where there must be some.
+        ArtifactError, ModelError: the guard or its base cannot be loaded.
+        ResourceError: the audit log cannot be written, or the address is taken.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    keys = config.keys()
+    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base)
+    service = Service(loaded, config)
+    log.info("%s on http://%s:%d, %d API keys", service.model, config.host, config.port, len(keys))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app.build(service, keys),
+            host=config.host,
+            port=config.port,
+            log_level="warning",
+            access_log=False,  # a path or query could hold what a user wrote
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(config.drain)),
+        )
+    )
+    try:
+        server.run()
+    except SystemExit as error:
+        raise ResourceError(f"{config.host}:{config.port} cannot be listened on; is another server there?") from error

@@ -1,0 +1,234 @@
+"""What the routes share: they give it conversations, and it has them judged or answered, counted and audited."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from lora_guard.conversation import Conversation, Target
+from lora_guard.engine.stream import ChatEnd, Check, Event, StreamSettings
+from lora_guard.errors import GuardError, ResourceError
+from lora_guard.guard import Guard
+from lora_guard.serving.audit import AuditLog
+from lora_guard.serving.config import ServeConfig
+from lora_guard.serving.job import Channel, ChatJob, ScoreJob
+from lora_guard.serving.metrics import Metrics
+from lora_guard.serving.results import Results
+from lora_guard.serving.worker import Worker
+from lora_guard.verdict import Verdict
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is generated."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: Sequence[str]
+
+
+class Service:
+    """One guard behind its worker.
+
+    Args:
+        guard: loaded.
+        config: the server's.
+
+    Raises:
+        ResourceError: the audit log cannot be written.
+    """
+
+    def __init__(self, guard: Guard, config: ServeConfig) -> None:
+        self.config = config
+        self.model = config.model_name or guard.spec.name
+        self.metrics = Metrics()
+        self.worker = Worker(guard, config, self.metrics)
+        self.results = Results(guard.taxonomy, self.model)
+        self.created = int(time.time())
+        self._guard = guard
+        self._audit = AuditLog(config.audit, config) if config.audit else None
+        # The spec names the hash of every file that decides a score.
+        fingerprint = f"sha256:{hashlib.sha256(guard.spec.model_dump_json().encode()).hexdigest()}"
+        self._names = {"model": self.model, "guard": fingerprint, "base": guard.spec.base.fingerprint}
+
+    def close(self) -> None:
+        """Drain the worker and close the audit log."""
+        self.worker.stop()
+        if self._audit:
+            self._audit.close()
+
+    async def moderate(self, conversations: Sequence[Conversation], request_id: str) -> list[Verdict]:
+        """Judge conversations, each on its own.
+
+        Raises:
+            LoraGuardError: busy, too long, out of time, or the guard failed.
+        """
+        begun = time.monotonic()
+        targets = [conversation.target for conversation in conversations]
+        channel = Channel[Any](self.config.deadline, self.config.guard_deadline)
+        self.worker.submit(ScoreJob(conversations, targets, channel, self.config.max_input_tokens))
+        try:
+            logits = await channel.receive()
+        except GuardError:
+            if channel.judging:  # it hangs; a failure has been counted by the worker
+                self.metrics.guard_errors.labels(channel.judging).inc()
+            raise
+        finally:
+            channel.cancelled = True
+        verdicts = [self._guard.verdict(*pair) for pair in zip(logits, targets, strict=True)]
+        self.metrics.moderation.observe(time.monotonic() - begun)
+        for conversation, verdict in zip(conversations, verdicts, strict=True):
+            self.metrics.scored(verdict)
+            await self.audit(
+                conversation.messages[-1].content, verdict, request_id, verdict.target, "score", "scored", begun
+            )
+        return verdicts
+
+    def answer(
+        self, conversation: Conversation, settings: StreamSettings, sampling: Sampling, request_id: str
+    ) -> "Answer":
+        """Have a conversation answered; the answer's events follow as they come.
+
+        Raises:
+            BusyError: no more work is taken now.
+        """
+        channel = Channel[Event](self.config.deadline, self.config.guard_deadline)
+        job = ChatJob(
+            conversation,
+            settings,
+            channel,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            stop=sampling.stop,
+        )
+        self.worker.submit(job)
+        return Answer(self, job, request_id)
+
+    async def audit(
+        self, text: str, verdict: Verdict | None, request_id: str, stage: str, mode: str, action: str, begun: float
+    ) -> None:
+        """Write a decision to the audit log, if there is one.
+
+        Raises:
+            ResourceError: it cannot be written, and the mode is ``block``: what is not audited must not leave.
+        """
+        if self._audit is None:
+            return
+        scores: dict[str, Any] = {}
+        if verdict:
+            categories = {name: round(decision.score, 6) for name, decision in verdict.categories.items()}
+            scores = {"flagged": verdict.flagged, "score": round(verdict.score, 6), "threshold": verdict.threshold}
+            scores["categories"] = categories
+        fields = {"id": request_id, "stage": stage, "policy": mode, "action": action, **self._names, **scores}
+        fields["latency_ms"] = round(1000 * (time.monotonic() - begun), 1)
+        try:
+            await asyncio.to_thread(self._audit.write, text, **fields)
+        except ResourceError as error:
+            self.metrics.audit_errors.inc()
+            log.error("%s", error)
+            if mode == "block":
+                raise
+
+
+class Answer:
+    """A chat's events, each counted and audited before it goes on to the client.
+
+    Leaving :meth:`events` early, as at a client's disconnect, ends the generation at its next token.
+    """
+
+    def __init__(self, service: Service, job: ChatJob, request_id: str) -> None:
+        self.settings = job.settings
+        self._service = service
+        self._job = job
+        self._id = request_id
+        self._begun = time.monotonic()
+        self._text = ""
+        self._verdict: dict[Target, Verdict] = {}
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Tokens of prompt and answer, known at the answer's end."""
+        return self._job.prompt_tokens, self._job.completion_tokens
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """The answer's events; the last is a :class:`ChatEnd`.
+
+        Raises:
+            LoraGuardError: what ended the answer early.
+        """
+        try:
+            async with aclosing(self._received()) as received:
+                async for event in received:
+                    await self._note(event)
+                    yield event
+        finally:
+            self._job.channel.cancelled = True
+
+    async def _received(self) -> AsyncGenerator[Event, None]:
+        """What the worker sends. Where the guard hangs and its target may not leave unjudged, the answer ends."""
+        channel = self._job.channel
+        event: Event = ""
+        while not isinstance(event, ChatEnd):
+            try:
+                event = await channel.receive()
+            except GuardError:
+                target = channel.judging
+                if target is None:
+                    raise
+                self._service.metrics.guard_errors.labels(target).inc()
+                if not self.settings.withholds(target):
+                    raise
+                verdicts = self._verdict.get("prompt"), self._verdict.get("response")
+                event = ChatEnd(self._text or None, *verdicts, "content_filter", frozenset({target}))
+            yield event
+
+    async def _note(self, event: Event) -> None:
+        metrics = self._service.metrics
+        if isinstance(event, Check):
+            metrics.scored(event.verdict)
+            self._verdict[event.verdict.target] = event.verdict
+            if event.verdict.target == "prompt":
+                await self._note_prompt(event.verdict)
+        elif isinstance(event, str):
+            if not self._text:
+                metrics.first_token.observe(time.monotonic() - self._begun)
+            self._text += event
+            if self.settings.mode == "block":
+                await self._write("response", self._verdict.get("response"), "released")
+        else:
+            await self._note_end(event)
+
+    async def _note_prompt(self, verdict: Verdict) -> None:
+        mode = self.settings.mode_of("prompt")
+        blocked = mode == "block" and verdict.flagged
+        await self._write("prompt", verdict, "blocked" if blocked else "released" if mode == "block" else "scored")
+
+    async def _note_end(self, end: ChatEnd) -> None:
+        metrics = self._service.metrics
+        blocks = end.finish_reason == "content_filter"
+        for target in sorted(end.failed):
+            if self.settings.mode_of(target) == "block" and self.settings.fail_open:
+                metrics.fail_open.labels(target).inc()
+                await self._write(target, None, "fail_open")
+            else:
+                await self._write(target, None, "withheld" if self.settings.withholds(target) else "unjudged")
+        if blocks and not end.failed:
+            metrics.blocked.labels("prompt" if end.response_verdict is None else "response").inc()
+        if end.response_verdict is not None and "response" not in end.failed:
+            action = "blocked" if blocks else "released" if self.settings.mode == "block" else "scored"
+            await self._write("response", end.response_verdict, action)
+
+    async def _write(self, target: Target, verdict: Verdict | None, action: str) -> None:
+        text = self._text if target == "response" else self._job.conversation.messages[-1].content
+        mode = self.settings.mode_of(target)
+        await self._service.audit(text, verdict, self._id, target, mode, action, self._begun)

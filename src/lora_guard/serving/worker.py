@@ -1,0 +1,358 @@
+"""The engine worker: one thread that shares the engine's time among chats and moderation requests, a pass at a time."""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lora_guard.engine.stream import ChatEnd, Judgement, NextToken, moderation_steps
+from lora_guard.errors import BusyError, DeadlineError, GuardError, InputError, LoraGuardError
+from lora_guard.guard import Guard
+from lora_guard.serving.config import ServeConfig
+from lora_guard.serving.job import ChatJob, Judging, ScoreJob
+from lora_guard.serving.metrics import Metrics
+from lora_guard.verdict import GuardLogits
+
+log = logging.getLogger(__name__)
+
+Job = ChatJob | ScoreJob
+
+
+@dataclass
+class _Shared:
+    """What the event loop and the engine thread both touch, under one lock."""
+
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    inbox: deque[Job] = field(default_factory=deque)
+    jobs: int = 0
+    """Those in the inbox and those under way."""
+    closing: bool = False
+    busy_since: float | None = None
+    """When the pass that runs began."""
+
+
+class Worker:
+    """Runs a guard's engine for many requests.
+
+    Chats take a token each in turn. A judgement of a chat waits for the end of the round and joins the others' there,
+    in one pass. Rows of moderation requests are judged in small batches between any two tokens; the chats then get as
+    much time as the batch took before the next one. A request never waits for another to be done.
+
+    Args:
+        guard: loaded, and used by nobody else while the worker runs.
+        config: queue, batches and deadlines.
+        metrics: told of batches, passes and failures.
+    """
+
+    def __init__(self, guard: Guard, config: ServeConfig, metrics: Metrics) -> None:
+        self._guard = guard
+        self._engine = guard.engine
+        self._config = config
+        self._metrics = metrics
+        self._shared = _Shared()
+        self._scores: deque[ScoreJob] = deque()
+        self._waiting: deque[ChatJob] = deque()
+        self._chats: list[ChatJob] = []
+        self._turn: deque[ChatJob] = deque()
+        """Chats that have yet to move in this round."""
+        self._owed = 0.0
+        """Seconds of the engine that moderation took and chats have not had since."""
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        metrics.queue_depth.set_function(lambda: self._shared.jobs)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken: not while a pass has run longer than the guard's deadline, nor at shutdown."""
+        since = self._shared.busy_since
+        stuck = since is not None and time.monotonic() - since > self._config.guard_deadline
+        return self._thread.is_alive() and not self._shared.closing and not stuck
+
+    def submit(self, job: Job) -> None:
+        """Take in a request; its results come through its channel.
+
+        Raises:
+            BusyError: the queue is full, the engine is stuck, or the server is shutting down.
+        """
+        if not self.is_ready:
+            raise BusyError("the engine takes no requests now")
+        with self._shared.lock:
+            if self._shared.jobs >= self._config.queue:
+                raise BusyError(f"{self._shared.jobs} requests are waiting; allowed: {self._config.queue}", 1)
+            self._shared.jobs += 1
+            self._shared.inbox.append(job)
+            self._shared.lock.notify()
+
+    def stop(self) -> None:
+        """Take no more requests, finish those under way within the time to drain, and end the others."""
+        with self._shared.lock:
+            self._shared.closing = True
+            self._shared.lock.notify()
+        self._thread.join(self._config.drain)
+        for job in [*self._held(), *self._shared.inbox]:
+            job.channel.send(BusyError("the server is shutting down"))
+            job.channel.cancelled = True
+        self._thread.join(1.0)  # stuck in a pass it ends with the process
+
+    # All below runs on the engine thread.
+
+    def _run(self) -> None:
+        while self._wait():
+            self._shared.busy_since = time.monotonic()
+            try:
+                self._work()
+            except Exception as error:  # a fault outside any one request; the thread must outlive it
+                self._fault(error)
+            self._shared.busy_since = None
+
+    def _wait(self) -> bool:
+        """Wait for work and take it in; False at the end."""
+        shared = self._shared
+        with shared.lock:
+            while not (shared.inbox or self._scores or self._waiting or self._chats):
+                if shared.closing:
+                    return False
+                shared.lock.wait()
+            taken = [shared.inbox.popleft() for _ in range(len(shared.inbox))]
+        for job in taken:
+            if isinstance(job, ChatJob):
+                self._waiting.append(job)
+            else:
+                self._scores.append(job)
+        return True
+
+    def _work(self) -> None:
+        """One pass of the engine, or none where requests only have to be dropped."""
+        self._drop_dead()
+        while self._waiting and len(self._chats) < self._config.chats:
+            self._chats.append(self._waiting.popleft())
+        begun = time.monotonic()
+        if self._scores and (not self._chats or self._owed <= 0):
+            self._score()
+            self._owed = time.monotonic() - begun if self._chats else 0.0
+        elif self._chats:
+            self._chat()
+            self._owed = max(0.0, self._owed - (time.monotonic() - begun))
+
+    def _drop_dead(self) -> None:
+        """Forget requests that nobody waits for any more or whose deadline is over."""
+        for job in self._held():
+            if job.channel.expired:
+                job.channel.send(DeadlineError("the request was not done by its deadline"))
+            if job.channel.expired or job.channel.cancelled:
+                self._remove(job)
+
+    def _held(self) -> list[Job]:
+        held: list[Job] = [*self._scores, *self._waiting, *self._chats]
+        return held
+
+    def _remove(self, job: Job) -> None:
+        if isinstance(job, ScoreJob):
+            self._scores.remove(job)
+        else:
+            job.steps = None
+            for group in (self._waiting, self._chats, self._turn):
+                if job in group:
+                    group.remove(job)
+        with self._shared.lock:
+            self._shared.jobs -= 1
+
+    def _end(self, job: Job, error: Exception | None = None) -> None:
+        """Forget a request that is done, or that failed."""
+        if error is not None:
+            known = isinstance(error, LoraGuardError)
+            if not known:
+                log.error("a request failed: %s", type(error).__name__)  # its message could hold the text
+            job.channel.send(error if isinstance(error, LoraGuardError) else LoraGuardError("the engine failed"))
+        self._remove(job)
+
+    def _fault(self, error: Exception) -> None:
+        log.error("the engine failed: %s", type(error).__name__)
+        for job in self._held():
+            self._end(job, LoraGuardError("the engine failed"))
+
+    # Moderation
+
+    def _score(self) -> None:
+        """Judge a batch of rows, one of each request in turn."""
+        if not self._chats and self._config.batch_wait and not self._scores[0].found:
+            time.sleep(self._config.batch_wait)
+            self._wait()
+        for job in [job for job in self._scores if not job.found]:
+            self._open(job)
+        batch = self._next_rows()
+        if not batch:
+            return
+        for job in {id(job): job for job, _, _ in batch}.values():
+            job.channel.send(Judging(job.targets[0]))
+        self._metrics.batch_rows.observe(len(batch))
+        for (job, index, _), logits in zip(batch, self._judged(batch), strict=True):
+            if job not in self._scores:
+                continue  # another of its rows failed
+            job.channel.send(Judging(None))
+            if logits is None:
+                self._metrics.guard_errors.labels(job.targets[index]).inc()
+                self._end(job, GuardError("the guard failed"))
+                continue
+            job.found[index].append(logits)
+        for job in [job for job in self._scores if not job.rows]:
+            job.channel.send(job.results())
+            self._end(job)
+
+    def _open(self, job: ScoreJob) -> None:
+        """Render a request's conversations to rows."""
+        try:
+            for index, pair in enumerate(zip(job.conversations, job.targets, strict=True)):
+                rows = self._engine.windows(*pair)
+                job.tokens += sum(map(len, rows))
+                if job.tokens > job.max_tokens:
+                    raise InputError(f"the input has over {job.max_tokens} tokens; allowed: at most that")
+                job.rows.extend((index, row) for row in rows)
+            job.found = [[] for _ in job.conversations]
+        except Exception as error:
+            self._end(job, error)
+
+    def _next_rows(self) -> list[tuple[ScoreJob, int, list[int]]]:
+        """Rows of at most the batch's padded tokens, or one longer row; the requests in turn, one row each."""
+        batch: list[tuple[ScoreJob, int, list[int]]] = []
+        longest = 0
+        for job in self._turns():
+            index, row = job.rows[0]
+            longest = max(longest, len(row))
+            if batch and longest * (len(batch) + 1) > self._config.batch_tokens:
+                break
+            job.rows.popleft()
+            batch.append((job, index, row))
+        return batch
+
+    def _turns(self) -> "list[ScoreJob]":
+        """The requests in the order of their rows' turns; the first of them moves to the end of the queue."""
+        self._scores.rotate(-1)
+        order = [self._scores[-1], *list(self._scores)[:-1]] if self._scores else []
+        most = max((len(job.rows) for job in order), default=0)
+        most = min(most, self._config.batch_tokens)
+        return [job for turn in range(most) for job in order if len(job.rows) > turn]
+
+    def _judged(self, batch: Sequence[tuple[ScoreJob, int, list[int]]]) -> list[GuardLogits | None]:
+        """The logits of each row; None where the guard fails on that row, alone as in the batch."""
+        try:
+            logits = self._engine.score_windows([row for _, _, row in batch])
+        except Exception as error:
+            log.error("a batch of %d rows failed: %s", len(batch), type(error).__name__)
+            if len(batch) == 1:
+                return [None]
+            return [self._judged([item])[0] for item in batch]
+        return [_finite(row) for row in logits]
+
+    # Chats
+
+    def _chat(self) -> None:
+        """One pass for the chat whose turn it is, or at the end of a round for the judgements it left."""
+        if not self._turn:
+            asking = [job for job in self._chats if isinstance(job.wants, Judgement)]
+            unread = next((job for job in asking if not job.is_read), None)
+            if unread is not None:
+                self._read(unread)
+                return
+            if asking:
+                self._judge(asking)
+                return
+            self._turn.extend(self._chats)
+            if self._config.batch_decode:
+                self._read_together()
+        job = self._turn.popleft()
+        if job.steps is None:
+            self._begin(job)
+        else:
+            self._advance(job)
+
+    def _begin(self, job: ChatJob) -> None:
+        """Read the prompt."""
+        try:
+            session = self._engine.session(seed=job.seed)
+            ids, prompt_end = self._engine.renderer.chat(job.conversation)
+            session.append(ids)
+        except Exception as error:
+            self._end(job, error)
+            return
+        job.prompt_tokens = session.position
+        job.session = session
+        job.steps = moderation_steps(
+            self._engine,
+            session,
+            prompt_end,
+            self._guard.verdict,
+            job.settings,
+            max_tokens=job.max_tokens,
+            temperature=job.temperature,
+            top_p=job.top_p,
+            stop=job.stop,
+        )
+        self._advance(job)
+
+    def _advance(self, job: ChatJob, reply: GuardLogits | None = None) -> None:
+        """Go on with a chat until it wants the next pass, and send what comes of it."""
+        assert job.steps is not None
+        assert job.session is not None
+        job.wants, job.is_read = None, False
+        try:
+            step = job.steps.send(reply)
+            while not isinstance(step, Judgement | NextToken):
+                if isinstance(step, ChatEnd):
+                    job.completion_tokens = job.session.position - job.prompt_tokens
+                job.channel.send(step)
+                step = job.steps.send(None)
+            job.wants = step
+        except StopIteration:
+            self._end(job)
+        except Exception as error:
+            self._end(job, error)
+
+    def _read(self, job: ChatJob) -> None:
+        """Let the generation path read a chat's last token: a pass of its own, before the judgement's."""
+        assert job.session is not None
+        job.is_read = True
+        try:
+            self._engine.decode([job.session])
+        except Exception as error:
+            self._end(job, error)
+
+    def _read_together(self) -> None:
+        self._engine.decode([job.session for job in self._turn if job.session is not None], batch=True)
+
+    def _judge(self, asking: Sequence[ChatJob]) -> None:
+        """Judge several chats in one pass and go on with them; each alone where the pass fails."""
+        requests = []
+        for job in asking:
+            assert job.session is not None
+            assert isinstance(job.wants, Judgement)
+            requests.append((job.session, job.wants.target, job.wants.at))
+            job.channel.send(Judging(job.wants.target))
+        begun = time.monotonic()
+        logits: list[GuardLogits | None]
+        try:
+            logits = [_finite(row) for row in self._engine.judge(requests)]
+        except Exception as error:
+            log.error("a judgement of %d chats failed: %s", len(asking), type(error).__name__)
+            if len(asking) > 1:
+                for job in asking:
+                    self._judge([job])
+                return
+            logits = [None]
+        self._metrics.judgement_seconds.observe(time.monotonic() - begun)
+        for job, request, reply in zip(asking, requests, logits, strict=True):
+            if reply is None:
+                self._metrics.guard_errors.labels(request[1]).inc()
+            job.channel.send(Judging(None))
+            self._advance(job, reply)
+
+
+def _finite(logits: GuardLogits) -> GuardLogits | None:
+    """The logits, or None if one of them is not a number that can be compared."""
+    return logits if all(map(math.isfinite, (logits.harmful, *logits.categories))) else None

@@ -1,0 +1,318 @@
+"""The engine worker: nothing lost or crossed, nobody starved, and a defined end for every fault of the guard."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+from openai import APIStatusError, InternalServerError, RateLimitError
+from servers import Running, serving, tiny_guard
+
+from lora_guard import ChatEnd, Conversation, Guard
+from lora_guard.verdict import GuardLogits
+
+pytestmark = pytest.mark.extras
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
+    return tiny_guard(tmp_path_factory.mktemp("guard"), threshold=1.0)
+
+
+@pytest.fixture(scope="module")
+def server(guard: Guard) -> Iterator[Running]:
+    with serving(guard) as running:
+        yield running
+
+
+def asked(text: str, tokens: int = 20, mode: str = "score", **more: Any) -> dict[str, Any]:
+    policy = {"input": {"mode": mode}, "output": {"mode": mode}}
+    messages = [{"role": "user", "content": text}]
+    moderation = {"model": "any", "policy": policy}
+    return {
+        "model": "any", "messages": messages, "max_tokens": tokens, "temperature": 0, "moderation": moderation, **more
+    }  # fmt: skip
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what must come; a test that waits in vain is stopped from outside."""
+    while not condition():
+        time.sleep(0.005)
+
+
+def test_answers_and_scores_of_many_clients_are_those_computed_alone(server: Running, guard: Guard) -> None:
+    texts = [f"{'Tell me about ' * (i % 4)}number {i}" for i in range(24)]
+    ends = []
+    for text in texts:
+        *_, end = guard.chat(Conversation.of(text), max_tokens=20)
+        assert isinstance(end, ChatEnd)
+        ends.append(end)
+    verdicts = guard.moderate([Conversation.of(text) for text in texts])
+    with ThreadPoolExecutor(24) as clients:
+        chats = [clients.submit(server.post, "/v1/chat/completions", asked(text)) for text in texts]
+        scored = [clients.submit(server.post, "/v1/moderations", {"input": [text, text[::-1]]}) for text in texts]
+    for end, chat in zip(ends, chats, strict=True):
+        answer = chat.result().json()
+        assert answer["choices"][0]["message"]["content"] == end.response
+        score = answer["moderation"]["output"]["results"][0]["score"]
+        assert end.response_verdict is not None
+        assert score == pytest.approx(end.response_verdict.score, abs=1e-5)
+    for verdict, future in zip(verdicts, scored, strict=True):
+        first, second = future.result().json()["results"]
+        assert first["score"] == pytest.approx(verdict.score, abs=1e-5)
+        assert first["score"] != second["score"]
+
+
+@pytest.mark.parametrize("batch_decode", [False, True])
+def test_chats_are_decoded_in_turn_or_together(guard: Guard, batch_decode: bool, monkeypatch: Any) -> None:
+    together: list[int] = []
+    decode = guard.engine.decode
+
+    def counted(sessions: Any, *, batch: bool = False) -> None:
+        together.append(len(sessions) if batch else 1)
+        decode(sessions, batch=batch)
+
+    monkeypatch.setattr(guard.engine, "decode", counted)
+    with serving(guard, batch_decode=batch_decode) as server, ThreadPoolExecutor(4) as clients:
+        bodies = [asked(f"Number {i}", 40) for i in range(4)]
+        answers = [
+            future.json() for future in clients.map(lambda body: server.post("/v1/chat/completions", body), bodies)
+        ]
+    assert all(len(answer["choices"][0]["message"]["content"]) > 0 for answer in answers)
+    assert (max(together) > 1) == batch_decode
+
+
+def test_judgements_of_several_chats_share_a_pass(guard: Guard, monkeypatch: Any) -> None:
+    rows: list[int] = []
+    judge = guard.engine.judge
+    monkeypatch.setattr(guard.engine, "judge", lambda requests: rows.append(len(requests)) or judge(requests))
+    with serving(guard) as server, ThreadPoolExecutor(4) as clients:
+        list(clients.map(lambda i: server.post("/v1/chat/completions", asked(f"Number {i}", 64)), range(4)))
+    assert max(rows) > 1
+
+
+def test_a_short_request_does_not_wait_for_a_long_one(server: Running, guard: Guard, monkeypatch: Any) -> None:
+    """Passes are counted, not seconds: between the arrival of the short request and its answer."""
+    sizes: list[int] = []
+    score = guard.engine.score_windows
+    begun = threading.Event()
+
+    def counted(rows: Any) -> list[GuardLogits]:
+        begun.set()
+        sizes.append(len(rows))
+        time.sleep(0.002)
+        return score(rows)
+
+    monkeypatch.setattr(guard.engine, "score_windows", counted)
+    with ThreadPoolExecutor(2) as clients:
+        long = clients.submit(server.post, "/v1/moderations", {"input": [f"text {i} " * 30 for i in range(60)]})
+        begun.wait()
+        before = len(sizes)
+        short = server.post("/v1/moderations", {"input": "Hello"})
+        passes = len(sizes) - before
+        assert short.status_code == 200
+        assert not long.done()
+        assert passes <= 20
+        assert long.result().status_code == 200
+
+
+def test_moderation_does_not_wait_for_a_chat_nor_stop_it(server: Running, guard: Guard) -> None:
+    with ThreadPoolExecutor(2) as clients:
+        chat = clients.submit(server.post, "/v1/chat/completions", asked("Hello", 400))
+        until(lambda: server.metric("queue_depth") > 0)
+        for _ in range(3):
+            assert server.post("/v1/moderations", {"input": "Hello"}).status_code == 200
+        assert not chat.done()
+        *_, end = guard.chat(Conversation.of("Hello"), max_tokens=400)
+        assert isinstance(end, ChatEnd)
+        assert chat.result().json()["choices"][0]["message"]["content"] == end.response
+
+
+def test_a_full_queue_says_when_to_try_again(guard: Guard, monkeypatch: Any) -> None:
+    held = threading.Event()
+    score = guard.engine.score_windows
+    monkeypatch.setattr(guard.engine, "score_windows", lambda rows: held.wait(60) and score(rows))
+    with serving(guard, queue=2) as server, ThreadPoolExecutor(2) as clients:
+        waiting = [clients.submit(server.post, "/v1/moderations", {"input": "Hello"}) for _ in range(2)]
+        until(lambda: server.metric("queue_depth") == 2)
+        with pytest.raises(RateLimitError) as error:
+            server.openai().moderations.create(input="Hello")
+        assert error.value.code == "queue_full"
+        assert int(error.value.response.headers["retry-after"]) >= 1
+        held.set()
+        assert [future.result().status_code for future in waiting] == [200, 200]
+        assert server.post("/v1/moderations", {"input": "Hello"}).status_code == 200
+
+
+def test_a_request_ends_at_its_deadline(guard: Guard, monkeypatch: Any) -> None:
+    with serving(guard, deadline=0.2) as server:
+        sample = guard.engine.next_logits  # type: ignore[attr-defined]
+        monkeypatch.setattr(guard.engine, "next_logits", lambda *how: time.sleep(0.05) or sample(*how))
+        response = server.post("/v1/chat/completions", asked("Hello", 400))
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+        until(lambda: server.metric("queue_depth") == 0)
+        streamed = server.post("/v1/chat/completions", asked("Hello", 400, stream=True)).text
+        assert '"code": "deadline_exceeded"' in streamed
+        until(lambda: server.metric("queue_depth") == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_disconnect_ends_the_generation(guard: Guard, monkeypatch: Any, stream: bool) -> None:
+    steps = []
+    sample = guard.engine.next_logits  # type: ignore[attr-defined]
+    monkeypatch.setattr(guard.engine, "next_logits", lambda *how: steps.append(time.sleep(0.01)) or sample(*how))
+    with serving(guard) as server:
+        body = json.dumps(asked("Hello", 400, stream=stream)).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until(lambda: len(steps) > 10)
+        until(lambda: server.metric("queue_depth") == 0)
+        assert len(steps) < 400
+        assert server.post("/v1/moderations", {"input": "Hello"}).status_code == 200
+
+
+def raising(*_: Any) -> Any:
+    raise RuntimeError("secret words")
+
+
+def not_a_number(requests: Any) -> list[GuardLogits]:
+    return [GuardLogits(float("nan"), (0.0, 0.0)) for _ in requests]
+
+
+@pytest.mark.parametrize("fault", [raising, not_a_number])
+def test_a_guard_that_fails_withholds_in_block_mode(guard: Guard, monkeypatch: Any, fault: Any, caplog: Any) -> None:
+    monkeypatch.setattr(guard.engine, "judge", fault)
+    with serving(guard) as server:
+        blocked = server.post("/v1/chat/completions", asked("Hello", mode="block"))
+        assert (blocked.status_code, blocked.json()["error"]["code"]) == (400, "content_filter")
+        assert blocked.json()["error"]["moderation"]["input"]["type"] == "error"
+        output = asked("Hello")
+        output["moderation"]["policy"]["output"]["mode"] = "block"
+        for stream in (False, True):
+            answer = server.openai().chat.completions.create(**output, stream=stream)
+            last = list(answer)[-1] if stream else answer
+            assert last.moderation.output.type == "error"
+            assert last.moderation.input.type == "error"
+            if not stream:
+                assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("content_filter", None)
+        assert server.metric("guard_errors_total", stage="response") == 2
+        assert server.metric("guard_errors_total", stage="prompt") == 3
+    assert "secret words" not in caplog.text
+
+
+def test_a_guard_that_fails_leaves_score_mode_its_answer(guard: Guard, monkeypatch: Any) -> None:
+    *_, end = guard.chat(Conversation.of("Hello"), max_tokens=20)
+    assert isinstance(end, ChatEnd)
+    monkeypatch.setattr(guard.engine, "judge", raising)
+    with serving(guard) as server:
+        answer = server.openai().chat.completions.create(**asked("Hello"))
+        assert answer.choices[0].message.content == end.response
+        assert answer.moderation is not None
+        assert answer.moderation.output.type == "error"
+
+
+def test_only_by_configuration_does_unjudged_text_pass(guard: Guard, monkeypatch: Any) -> None:
+    *_, end = guard.chat(Conversation.of("Hello"), max_tokens=20)
+    assert isinstance(end, ChatEnd)
+    monkeypatch.setattr(guard.engine, "judge", raising)
+    with serving(guard, fail_open=True) as server:
+        answer = server.openai().chat.completions.create(**asked("Hello", mode="block"))
+        assert answer.choices[0].message.content == end.response
+        assert answer.moderation is not None
+        assert answer.moderation.output.type == "error"
+        assert server.metric("fail_open_total", stage="prompt") == 1
+        assert server.metric("fail_open_total", stage="response") == 1
+
+
+def test_one_chats_fault_is_not_anothers(guard: Guard, monkeypatch: Any) -> None:
+    judge = guard.engine.judge
+
+    marked = guard.engine.renderer.chat(Conversation.of("bad text"))[0]
+
+    def fails_on_marked(requests: Any) -> list[GuardLogits]:
+        if any(session._ids[: len(marked)] == marked for session, *_ in requests):
+            raise RuntimeError
+        return judge(requests)
+
+    monkeypatch.setattr(guard.engine, "judge", fails_on_marked)
+    with serving(guard) as server, ThreadPoolExecutor(4) as clients:
+        texts = ["bad text", "good one", "good two", "good three"]
+        answers = list(clients.map(lambda text: server.post("/v1/chat/completions", asked(text, mode="block")), texts))
+    assert [answer.status_code for answer in answers] == [400, 200, 200, 200]
+
+
+@pytest.mark.parametrize("stage", ["prompt", "response"])
+def test_a_guard_that_hangs_withholds_at_its_deadline(guard: Guard, monkeypatch: Any, stage: str) -> None:
+    held = threading.Event()
+    judge = guard.engine.judge
+
+    def hanging(requests: Any) -> list[GuardLogits]:
+        if requests[0][1] == stage:
+            held.wait(60)
+        return judge(requests)
+
+    monkeypatch.setattr(guard.engine, "judge", hanging)
+    with serving(guard, guard_deadline=0.2) as server:
+        response = server.post("/v1/chat/completions", asked("Hello", mode="block"))
+        if stage == "prompt":
+            assert (response.status_code, response.json()["error"]["code"]) == (400, "content_filter")
+        else:
+            answer = response.json()
+            assert answer["choices"][0]["finish_reason"] == "content_filter"
+            assert answer["moderation"]["output"]["type"] == "error"
+            assert answer["moderation"]["input"]["type"] == "moderation_results"
+        assert server.metric("guard_errors_total", stage=stage) == 1
+        # While it hangs, the server is alive but not ready, and says so at once.
+        until(lambda: server.get("/ready").status_code == 503)
+        assert server.get("/health").status_code == 200
+        with pytest.raises(InternalServerError) as error:
+            server.openai().moderations.create(input="Hello")
+        assert (error.value.status_code, error.value.code) == (503, "unavailable")
+        held.set()
+        until(lambda: server.get("/ready").status_code == 200)
+        assert server.post("/v1/moderations", {"input": "Hello"}).status_code == 200
+
+
+def test_a_failed_moderation_is_an_error_for_it_alone(guard: Guard, monkeypatch: Any) -> None:
+    score = guard.engine.score_windows
+    marked = guard.engine.windows(Conversation.of("bad text"), "prompt")[0]
+
+    def faulty(rows: Any) -> list[GuardLogits]:
+        if marked in rows:
+            raise RuntimeError
+        return score(rows)
+
+    monkeypatch.setattr(guard.engine, "score_windows", faulty)
+    with serving(guard) as server, ThreadPoolExecutor(4) as clients:
+        inputs = ["good one", ["good", "bad text"], "good two", "bad text"]
+        answers = list(clients.map(lambda text: server.post("/v1/moderations", {"input": text}), inputs))
+        assert [answer.status_code for answer in answers] == [200, 503, 200, 503]
+        assert answers[1].json()["error"]["code"] == "guard_error"
+        assert server.metric("guard_errors_total", stage="prompt") == 2
+
+
+def test_shutdown_finishes_what_is_under_way(guard: Guard) -> None:
+    with ThreadPoolExecutor(1) as clients:
+        with serving(guard) as server:
+            chat = clients.submit(server.post, "/v1/chat/completions", asked("Hello", 200))
+            until(lambda: server.metric("queue_depth") > 0)
+        assert chat.result().status_code == 200
+    with pytest.raises(httpx2.TransportError):
+        server.get("/health")
+
+
+def test_an_engine_fault_outside_any_request_does_not_stop_the_thread(guard: Guard, monkeypatch: Any) -> None:
+    with serving(guard, batch_decode=True) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(guard.engine, "decode", raising)
+            with pytest.raises(APIStatusError) as error:
+                server.openai().chat.completions.create(**asked("Hello"))
+            assert error.value.status_code == 500
+        assert server.post("/v1/chat/completions", asked("Hello")).status_code == 200
