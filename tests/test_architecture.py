@@ -20,6 +20,7 @@ ORDER = [
     "progress",
     "config",
     "conversation",
+    "normalise",
     "taxonomy",
     "render",
     "pieces",
@@ -39,6 +40,8 @@ ORDER = [
     "guard",
     "data",
     "data.example",
+    "data.perturbation",
+    "data.augment",
     "data.sources",
     "data.public",
     "data.split",
@@ -50,6 +53,7 @@ ORDER = [
     "evaluation.references",
     "evaluation.sets",
     "evaluation.scores",
+    "evaluation.perturb",
     "evaluation.slices",
     "evaluation.report",
     "evaluation.figures",
@@ -88,7 +92,17 @@ ORDER = [
 ]
 
 HEAVY = {"torch", "transformers", "peft", "sklearn", "datasets", "numpy", "pandas", "matplotlib"}
-LIGHT_MODULES = ("errors", "files", "config", "conversation", "taxonomy", "render", "verdict", "engine.stream")
+LIGHT_MODULES = (
+    "errors",
+    "files",
+    "config",
+    "conversation",
+    "normalise",
+    "taxonomy",
+    "render",
+    "verdict",
+    "engine.stream",
+)
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAX_LINES = 400
 

@@ -91,6 +91,9 @@ def eval(
     control: Annotated[
         list[Path] | None, typer.Option(help="Results folder of another guard to compare with; may be repeated.")
     ] = None,
+    perturb: Annotated[
+        bool, typer.Option("--perturb", help="Score each set again under disguises of its texts, and show the drop.")
+    ] = False,
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave the errors' text out of the report.")] = False,
     guard: GuardOption = "default",
     base: BaseOption = None,
@@ -103,6 +106,7 @@ def eval(
     settings = EvalSettings(
         resamples=resamples,
         text=not no_text,
+        perturb=perturb,
         controls=control or [],
         command=shlex.join(["lora-guard", *sys.argv[1:]]),
     )

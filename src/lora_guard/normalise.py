@@ -52,10 +52,12 @@ def _in_latin(text: str) -> str:
     text = text.translate(_LATIN_VARIANTS)
     letters = sum(map(str.isalpha, text))
     mostly_latin = 2 * len(_ASCII_LETTER.findall(text)) > letters
-    return _FOREIGN_WORD.sub(
-        lambda match: match[0].translate(_LOOK_ALIKES) if mostly_latin or _ASCII_LETTER.search(match[0]) else match[0],
-        text,
-    )
+
+    def folded(match: re.Match[str]) -> str:
+        word = match[0]
+        return word.translate(_LOOK_ALIKES) if mostly_latin or _ASCII_LETTER.search(word) else word
+
+    return _LETTERS.sub(folded, text)
 
 
 def _joined(text: str) -> str:
@@ -72,12 +74,12 @@ def _close_gaps(match: re.Match[str]) -> str:
 
 
 def _unleet(text: str) -> str:
-    """Letters for the digits and signs that stand for them, once one stands between letters (``m4ke``)."""
+    """Letters for the digits and signs that stand for them, in all words once one has them between letters."""
     words = text.split(" ")
     if not any(_LEET_INSIDE.search(word) and not _ADDRESS.search(word) for word in words):
         return text
     return " ".join(
-        word if _ADDRESS.search(word) else _LEET.sub(lambda match: match[0].translate(_LEET_LETTERS), word)
+        word if _ADDRESS.search(word) or not _ASCII_LETTER.search(word) else word.translate(_LEET_LETTERS)
         for word in words
     )
 
@@ -105,7 +107,7 @@ _ASCII_LETTER = re.compile("[A-Za-z]")
 _LETTER = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _SENTENCE = re.compile(r"[^.!?\n]+")
-_FOREIGN_WORD = re.compile(r"[^\W\d_]*[^\W\d_\x00-\x7f][^\W\d_]*")
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 # Unicode's Default_Ignorable_Code_Point, tag characters among them, the annotation marks, and combining marks that
 # belong to no letter of their own (struck-out text).
@@ -128,9 +130,9 @@ _LEET = re.compile(
 _ADDRESS = re.compile(r"://|www\.|@[\w-]+\.")
 
 # Small capitals and other shapes of Latin letters that no language writes words in; NFKC leaves them.
-_LATIN_VARIANTS = _aligned(
-    "abcdefghijklmnoprstuvwyzag:ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢɑɡ "
-) | {first + place: letter for first in (0x1F150, 0x1F170) for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+_LATIN_VARIANTS = _aligned("abcdefghijklmnoprstuvwyzag:ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢɑɡ ") | {
+    first + place: letter for first in (0x1F150, 0x1F170) for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz")
+}
 
 # By look alone, whatever the sound: Cyrillic, Greek, Armenian, Cherokee.
 _LOOK_ALIKES = _aligned(

@@ -39,9 +39,11 @@ class PrefixCache:
     Args:
         model: of kind ``alora``.
         base: its chat model; its fingerprint is part of the key.
-        texts: every text that will be read; what all begin with is computed once and stored apart.
+        texts: those that are kept on the disk; others can be read too.
         precision: of the guard path.
         limit: bytes on the disk; 0 computes every text each time.
+        opening: how many tokens every text that will be read begins with, which are computed once and stored apart;
+            all that ``texts`` share when None.
         writers: processes of the run, which share the limit.
         root: the folder of all such caches; the user's cache when None.
     """
@@ -54,12 +56,13 @@ class PrefixCache:
         *,
         precision: str,
         limit: int,
+        opening: int | None = None,
         writers: int = 1,
         root: Path | None = None,
     ) -> None:
         self._model, self._pad_id, self._precision = model, base.pad_id, precision
         self._device = model.heads.weight.device
-        self._shared = shared_start(texts, least=1)
+        self._shared = shared_start(texts, least=1) if opening is None else opening
         self._opening = self._compute([texts[0][: self._shared]], None) if self._shared else None
         self._store: _Store | None = None
         if limit:
@@ -70,6 +73,7 @@ class PrefixCache:
             needed = min(limit, tokens * token_bytes)
             folder = (root or cache_folder() / "prefixes") / hashlib.sha256(str(key).encode()).hexdigest()[:16]
             self._store = _Store(folder, limit, needed, writers)
+            self._kept = set(map(_key, texts))
 
     @property
     def rows(self) -> int:
@@ -91,12 +95,13 @@ class PrefixCache:
         if self._store is None:
             return self._compute(tails, self._opening)
         store = self._store
-        keys = [hashlib.sha256(np.array(text, dtype=np.int64).tobytes()).hexdigest()[:32] for text in texts]
+        keys = [_key(text) for text in texts]
         rows = {key: row for key in keys if (row := store.get(key)) is not None}
         missing = {key: tail for key, tail in zip(keys, tails, strict=True) if key not in rows}
         if missing:
             for key, row in zip(missing, self._split(list(missing.values())), strict=True):
-                store.put(key, row)
+                if key in self._kept:
+                    store.put(key, row)
                 rows[key] = row
         return self._join([rows[key] for key in keys])
 
@@ -125,6 +130,10 @@ class PrefixCache:
             joined[:, :, place, :, self._shared : self._shared + row.shape[3]] = row
         joined = joined.to(self._device)
         return Prefix([(layer[0], layer[1]) for layer in joined], lengths.to(self._device))
+
+
+def _key(text: Sequence[int]) -> str:
+    return hashlib.sha256(np.array(text, dtype=np.int64).tobytes()).hexdigest()[:32]
 
 
 class _Place(NamedTuple):
