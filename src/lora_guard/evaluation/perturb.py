@@ -36,7 +36,7 @@ def measure(guard: Guard, clean: Scored, folder: Path, *, resamples: int, seed: 
 
     Returns:
         ``{NAME: {"character_level", "auprc", "recall", "f1", "fpr", "drop", "goal", "met"}}``, the metrics as
-        ``{"value", "low", "high"}``, of harmfulness at the saved threshold; goal and met are None at other levels. Empty
+        ``{"value", "low", "high"}``, of harmfulness at the saved threshold; goal and met are None without a goal. Empty
         without harmful rows.
 
     Raises:

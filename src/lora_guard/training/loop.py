@@ -73,7 +73,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, prefixes: Pat
         done, shown = max(0, step - begin), accelerator.is_main_process
         with progress(f"epoch {epoch + 1}/{config.epochs}", len(plan), done=done, unit="steps", shown=shown) as tick:
             for batch in plan[done:]:
-                record = _step(run, rows, batch, step, ends[-1], epoch)
+                record = _step(run, batch, step, ends[-1], epoch, rows)
                 step += 1
                 accelerator.log({k: v for k, v in record.items() if k not in ("step", "epoch")}, step=step)
                 if accelerator.is_main_process:
@@ -200,7 +200,7 @@ def _prefix_cache(
     )
 
 
-def _step(run: Run, rows: RowSet, batch: Sequence[int], step: int, steps: int, epoch: int) -> dict[str, float]:
+def _step(run: Run, batch: Sequence[int], step: int, steps: int, epoch: int, rows: RowSet) -> dict[str, float]:
     """One optimizer step on one global batch; what :meth:`RunFolder.log_step` writes of it."""
     config, accelerator = run.config, run.accelerator
     began = time.monotonic()
