@@ -9,6 +9,7 @@ from guards import tiny_guard_folder
 
 from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Verdict
 from lora_guard.errors import InputError
+from lora_guard.verdict import GuardLogits
 
 PROMPT = Conversation.of("How do I bake bread?")
 ANSWER = Conversation.of("How do I bake bread?", "Mix flour and water.")
@@ -77,6 +78,52 @@ def test_the_target_can_be_overridden(guards: dict[str, Guard]) -> None:
         guard.moderate(PROMPT, target="response")
     with pytest.raises(InputError, match="allowed: prompt, response"):
         guard.moderate(PROMPT, target="answer")  # type: ignore[arg-type]
+
+
+DISGUISED = Conversation.of("H\u200bow do I b\u0430ke bread?")
+
+
+def test_text_is_judged_as_it_came_and_normalised_and_the_higher_logits_count(guards: dict[str, Guard]) -> None:
+    guard = guards["nothing"]
+    answered = DISGUISED.with_message("assistant", "Mix\u200b flour and water.")
+    for target, disguised, plain in (("prompt", DISGUISED, PROMPT), ("response", answered, ANSWER)):
+        raw, normalised = guard.engine.score([disguised, plain], [target, target])  # type: ignore[list-item]
+        (found,) = guard.logits([disguised])
+        assert found.harmful == pytest.approx(max(raw.harmful, normalised.harmful), abs=1e-5)
+        assert found.categories == pytest.approx(
+            list(map(max, raw.categories, normalised.categories)),
+            abs=1e-5,
+        )
+        assert raw.harmful != normalised.harmful
+
+
+def test_the_windows_of_a_verdict_are_those_of_the_text_as_it_came(guards: dict[str, Guard]) -> None:
+    disguised = Conversation.of("\u200b".join("word " * 40))
+    (raw,) = guards["nothing"].engine.score([disguised], ["prompt"])
+    assert guards["nothing"].moderate(disguised).windows == raw.windows > 1
+
+
+def test_progress_counts_conversations_whatever_is_judged_of_them(guards: dict[str, Guard]) -> None:
+    counts: list[int] = []
+    guards["nothing"].moderate([DISGUISED, PROMPT, DISGUISED], done=counts.append)
+    assert sum(counts) == 3
+
+
+def test_a_chat_judges_its_prompt_in_both_forms_and_its_answer_as_it_is(guards: dict[str, Guard]) -> None:
+    guard = guards["nothing"]
+    *_, end = guard.chat(DISGUISED, max_tokens=10)
+    assert isinstance(end, ChatEnd)
+    assert end.prompt_verdict.score == pytest.approx(guard.moderate(DISGUISED).score, abs=1e-5)
+    low = GuardLogits(-100.0, (-100.0, -100.0))
+    verdict = guard.chat_verdict(DISGUISED)
+    assert verdict(low, "prompt").score > 0.001
+    assert verdict(low, "response").score < 0.001
+
+
+def test_a_chat_of_plain_text_is_judged_once(guards: dict[str, Guard], monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = guards["nothing"]
+    monkeypatch.setattr(guard.engine, "score", lambda *args, **kwargs: pytest.fail("a second judgement"))
+    assert guard.chat_verdict(PROMPT) == guard.verdict
 
 
 def test_a_chat_yields_its_answer_in_pieces_and_ends_with_verdicts(guards: dict[str, Guard]) -> None:

@@ -154,15 +154,19 @@ class Killed(BaseException):
     """Stands for a kill: no handler of the program sees it."""
 
 
-@pytest.mark.parametrize(("adapter", "stop_at"), [("none", 3), *(("lora", step) for step in (0, 1, 3, 4, 5, 8))])
+@pytest.mark.parametrize(
+    ("augment", "adapter", "stop_at"),
+    [(0.0, "none", 3), (0.7, "lora", 5), *((0.0, "lora", step) for step in (0, 1, 3, 4, 5, 8))],
+)
 def test_a_run_killed_at_any_step_resumes_to_the_same_weights(
     make_config: Callable[..., TrainConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    augment: float,
     adapter: str,
     stop_at: int,
 ) -> None:
-    config = make_config(adapter=adapter)
+    config = make_config(adapter=adapter, augment=augment)
     train(config, tmp_path / "whole")
     step = loop._step
 
@@ -177,6 +181,32 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_weights(
     monkeypatch.setattr(loop, "_step", step)
     train(config, tmp_path / "killed", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_augmentation_changes_training_rows_from_epoch_to_epoch_and_no_other_rows(
+    make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs: list[Any] = []
+    trained: dict[int, Any] = {}
+    step = loop._step
+
+    def watched(run: Any, batch: Any, number: int, steps: int, epoch: int, rows: Any) -> Any:
+        trained[epoch] = rows.ids
+        runs[:] = [run]
+        return step(run, batch, number, steps, epoch, rows)
+
+    monkeypatch.setattr(loop, "_step", watched)
+    train(make_config(), tmp_path / "plain")
+    plain = runs.pop().rows
+    assert trained == {0: plain.train.ids, 1: plain.train.ids}
+    train(make_config(augment=0.5), tmp_path / "augmented")
+    rows = runs.pop().rows
+    assert rows.train.windows == plain.train.windows
+    assert rows.validation.windows == plain.validation.windows
+    for ids in trained.values():
+        assert 0 < sum(one != other for one, other in zip(ids, plain.train.ids, strict=True)) < len(ids)
+    assert trained[0] != trained[1]
+    assert torch.equal(rows.in_epoch(0).labels.nan_to_num(9), plain.train.labels.nan_to_num(9))
 
 
 @pytest.mark.parametrize("function", ["loss_curves", "pr_curves", "model_card"])

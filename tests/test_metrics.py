@@ -14,6 +14,7 @@ from lora_guard.evaluation.metrics import (
     Bools,
     Floats,
     _resampled,
+    auprc_drop,
     best_f1_threshold,
     ece_with_interval,
     evaluate,
@@ -183,3 +184,22 @@ def test_labels_nobody_gave_are_left_out() -> None:
     assert found["harmfulness"]["auprc"]["value"] == 1
     assert list(found["categories"]) == ["some"]
     assert found["categories"]["some"]["positives"] == 1
+
+
+def test_the_drop_of_auprc_draws_the_same_rows_from_both_scorings() -> None:
+    random = np.random.default_rng(0)
+    labels = random.random(200) < 0.4
+    scores = 0.3 * labels + random.random(200)
+    same = auprc_drop(scores, 2 * scores, labels, resamples=50)  # the order is all that counts
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
+    worse = scores + random.random(200)
+    drop = auprc_drop(scores, worse, labels, resamples=200)
+    gap = reference.average_precision_score(labels, scores) - reference.average_precision_score(labels, worse)
+    assert drop["value"] == pytest.approx(gap)
+    assert drop["low"] is not None
+    assert drop["high"] is not None
+    assert drop["low"] < gap < drop["high"]
+
+
+def test_there_is_no_drop_without_harmful_rows() -> None:
+    assert auprc_drop(np.ones(3), np.zeros(3), np.zeros(3, bool)) == {"value": None, "low": None, "high": None}

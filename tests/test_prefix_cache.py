@@ -146,6 +146,14 @@ def test_keys_and_values_of_another_model_precision_or_opening_are_never_used(
     assert other.rows == 0
 
 
+def test_other_texts_behind_the_opening_are_read_and_not_kept(make: Make) -> None:
+    cache = make(opening=1)
+    others = [[256, 7], [256, 1, 2, 3, 3]]  # the first shares less than all the texts that are kept
+    for _ in range(2):
+        assert_close(cache.read([*TEXTS, *others]), make(limit=0, opening=1).read([*TEXTS, *others]))
+    assert cache.rows == len(TEXTS)
+
+
 def test_the_limit_holds_and_what_does_not_fit_is_computed(make: Make, tmp_path: Path) -> None:
     limit = 4 * ROW_BYTES
     cache = make(limit=limit)
@@ -229,6 +237,18 @@ def test_stored_keys_and_values_train_the_weights_of_recomputed_ones(
     one, other = final_weights(tmp_path / "recomputed"), final_weights(tmp_path / "stored")
     for name, value in one.items():
         assert torch.allclose(other[name], value, atol=2e-3), name  # of bfloat16 keys and values, after eight steps
+
+
+@pytest.mark.parametrize("augment", [0.5, 1.0])
+def test_augmented_rows_are_not_served_what_was_stored_of_others(
+    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: float
+) -> None:
+    monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
+    train(config(guard, tmp_path, augment=augment, prefix_cache=0), tmp_path / "recomputed")
+    train(config(guard, tmp_path, augment=augment), tmp_path / "stored")
+    one, other = final_weights(tmp_path / "recomputed"), final_weights(tmp_path / "stored")
+    for name, value in one.items():
+        assert torch.allclose(other[name], value, atol=2e-3), name
 
 
 def test_a_killed_run_leaves_a_usable_cache_and_resumes_to_the_same_weights(

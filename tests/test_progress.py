@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_guard import progress as module
-from lora_guard.progress import progress
+from lora_guard.progress import in_wholes, progress
 
 
 @pytest.fixture
@@ -88,3 +88,13 @@ def test_a_terminal_gets_a_bar_with_the_time_that_remains(
 def test_an_error_inside_is_not_held_back() -> None:
     with pytest.raises(ValueError, match="inside"), progress("score", 2):
         raise ValueError("inside")
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.integers(0, 50))
+def test_parts_are_told_as_wholes_and_all_parts_as_all_wholes(counts: list[int], wholes: int) -> None:
+    told: list[int] = []
+    advance = in_wholes(told.append, wholes, sum(counts) or 1)
+    for count in counts:
+        advance(count)
+    assert all(count >= 0 for count in told)
+    assert sum(told) == (wholes if sum(counts) else 0)

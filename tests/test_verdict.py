@@ -48,3 +48,8 @@ def test_the_json_form_is_the_documented_one() -> None:
 def test_calibration_values_outside_their_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Calibrator(**values)
+
+
+def test_the_higher_of_two_judgements_is_taken_head_by_head() -> None:
+    raw, normalised = GuardLogits(1.0, (-1.0, 2.0), 3), GuardLogits(0.5, (4.0, 1.0))
+    assert raw.or_higher(normalised) == GuardLogits(1.0, (4.0, 2.0), 3)

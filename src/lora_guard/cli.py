@@ -94,6 +94,9 @@ def eval(
     control: Annotated[
         list[Path] | None, typer.Option(help="Results folder of another guard to compare with; may be repeated.")
     ] = None,
+    perturb: Annotated[
+        bool, typer.Option("--perturb", help="Score each set again under disguises of its texts, and show the drop.")
+    ] = False,
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave the errors' text out of the report.")] = False,
     guard: GuardOption = "default",
     base: BaseOption = None,
@@ -107,6 +110,7 @@ def eval(
     settings = EvalSettings(
         resamples=resamples,
         text=not no_text,
+        perturb=perturb,
         controls=control or [],
         command=shlex.join(["lora-guard", *sys.argv[1:]]),
     )
@@ -188,16 +192,19 @@ def serve(
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
+    engine: EngineOption = "torch",
 ) -> None:
     """Serve the chat model and its guard over HTTP, to OpenAI's clients and others; needs the extra serve."""
     try:
         from lora_guard.serving.run import serve as run
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; it comes with: pip install 'lora-guard[serve]'") from error
+    from lora_guard.guard import engine_name
     from lora_guard.serving.config import ServeConfig
 
     short = [f"{name}={value}" for name, value in (("host", host), ("port", port)) if value is not None]
-    run(ServeConfig.load(config, [*(set_ or []), *short]), guard, base, allow_other_base=allow_other_base)
+    settings = ServeConfig.load(config, [*(set_ or []), *short])
+    run(settings, guard, base, allow_other_base=allow_other_base, engine=engine_name(engine))
 
 
 @_command

@@ -1,6 +1,8 @@
 """Guard: what users hold. Load one, moderate conversations with it, chat through both paths."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Self, cast, get_args, overload
 
@@ -10,6 +12,8 @@ from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Engine, Session
 from lora_guard.engine.stream import ChatEnd, Check, StreamSettings, moderated
 from lora_guard.errors import ArtifactError, InputError, allowed
+from lora_guard.normalise import forms
+from lora_guard.progress import in_wholes
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
 
@@ -137,6 +141,9 @@ class Guard:
     ) -> list[GuardLogits]:
         """What :meth:`moderate` decides on: the heads' outputs before calibration.
 
+        Where normalising changes the text (:mod:`lora_guard.normalise`), both forms are judged and the higher logits
+        count.
+
         Args:
             conversations: what to judge.
             target: ``prompt`` or ``response``; by default the last message decides.
@@ -150,11 +157,33 @@ class Guard:
             ResourceError: no memory for a batch.
         """
         targets = [target or conversation.target for conversation in conversations]
-        return self.engine.score(conversations, targets, done=done)
+        groups = [
+            forms(conversation.up_to(judged)) for conversation, judged in zip(conversations, targets, strict=True)
+        ]
+        rows = [(form, judged) for group, judged in zip(groups, targets, strict=True) for form in group]
+        counted = in_wholes(done, len(groups), len(rows))
+        logits = iter(self.engine.score([form for form, _ in rows], [judged for _, judged in rows], done=counted))
+        return [reduce(GuardLogits.or_higher, islice(logits, len(group))) for group in groups]
 
     def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
         """Apply the saved temperatures and thresholds to what :meth:`Session.judge` returned."""
         return self.spec.calibration.verdict(logits, target)
+
+    def chat_verdict(self, conversation: Conversation) -> Callable[[GuardLogits, Target], Verdict]:
+        """:meth:`verdict` for the checks of a chat, which read what the chat holds: the conversation as it came.
+
+        Where normalising changes the conversation, its normalised form is judged here, and the higher logits count for
+        the prompt. The answer is judged as it is.
+
+        Raises:
+            InputError: the conversation has no prompt.
+            ResourceError: no memory.
+        """
+        normalised = forms(conversation.up_to("prompt"))[1:]
+        if not normalised:
+            return self.verdict
+        (found,) = self.engine.score(normalised, ["prompt"])
+        return lambda logits, target: self.verdict(logits.or_higher(found) if target == "prompt" else logits, target)
 
     def session(self, *, seed: int = 0) -> Session:
         """A new conversation at the level of token ids (see :class:`lora_guard.engine.session.Session`)."""
@@ -196,7 +225,7 @@ class Guard:
             self.engine,
             session,
             prompt_end,
-            self.verdict,
+            self.chat_verdict(conversation),
             settings,
             max_tokens=max_tokens,
             temperature=temperature,

@@ -1,7 +1,7 @@
 """Progress of long work: a live bar with ETA on a terminal, plain lines elsewhere; always on stderr."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -32,6 +32,18 @@ def progress(task: str, total: int, *, done: int = 0, unit: str = "rows", shown:
         return
     lines = _Lines(console, task, total, done, unit)
     yield lines.advance
+
+
+def in_wholes(done: Callable[[int], None], wholes: int, parts: int) -> Callable[[int], None]:
+    """A callback for finished parts that tells ``done`` of as large a share of the wholes, in whole numbers."""
+    finished = 0
+
+    def advance(count: int) -> None:
+        nonlocal finished
+        before, finished = finished * wholes // parts, finished + count
+        done(finished * wholes // parts - before)
+
+    return advance
 
 
 def _bar(console: Console) -> Progress:

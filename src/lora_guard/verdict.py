@@ -23,6 +23,11 @@ class GuardLogits(NamedTuple):
         harmful, *categories = (max(column) for column in zip(*rows, strict=True))
         return cls(harmful, tuple(categories), len(rows))
 
+    def or_higher(self, other: "GuardLogits") -> "GuardLogits":
+        """Element-wise the higher of two judgements of one text; ``windows`` stay those of this one."""
+        categories = tuple(map(max, self.categories, other.categories))
+        return self._replace(harmful=max(self.harmful, other.harmful), categories=categories)
+
 
 class Decision(NamedTuple):
     """A score in [0, 1], the threshold it is held against, and whether it reaches it."""

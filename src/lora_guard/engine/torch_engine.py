@@ -17,6 +17,7 @@ from lora_guard.engine.session import Session
 from lora_guard.errors import InputError, out_of_memory
 from lora_guard.kv_cache import KVCache, Prefix, Together
 from lora_guard.model import GuardModel, batched_logits
+from lora_guard.progress import in_wholes
 from lora_guard.render import Renderer
 from lora_guard.verdict import GuardLogits
 
@@ -75,15 +76,7 @@ class TorchEngine:
         """Judge many conversations, results in input order (see :class:`lora_guard.engine.session.Engine`)."""
         windows = [self.windows(*pair) for pair in zip(conversations, targets, strict=True)]
         rows = [row for group in windows for row in group]
-        share = len(windows) / max(1, len(rows))
-        finished = 0.0
-
-        def progress(count: int) -> None:
-            nonlocal finished
-            before, finished = int(finished), finished + count * share
-            done(int(finished + 1e-6) - before)
-
-        logits = iter(self.guard_logits(rows, progress).tolist())
+        logits = iter(self.guard_logits(rows, in_wholes(done, len(windows), len(rows))).tolist())
         return [GuardLogits.highest([next(logits) for _ in group]) for group in windows]
 
     def windows(self, conversation: Conversation, target: Target) -> list[list[int]]:

@@ -73,6 +73,28 @@ def ece_with_interval(scores: Floats, labels: Bools, *, resamples: int = 1000, s
     return _interval(value, np.concatenate(parts))
 
 
+def auprc_drop(before: Floats, after: Floats, labels: Bools, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """By how much AUPRC falls from one scoring of some rows to another, with a 95 % percentile interval.
+
+    A resample draws the same rows for both scorings, so that what they have in common does not widen the interval.
+
+    Args:
+        before: ``[rows]``.
+        after: ``[rows]``, of the same rows.
+        labels: ``[rows]``, true is harmful.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    if not labels.any():
+        return _interval(None, np.empty(0))
+    point = float(average_precision_score(labels, before) - average_precision_score(labels, after))
+    parts = [
+        _auprc(*_above(before, labels, counts)) - _auprc(*_above(after, labels, counts))
+        for counts in _draws(len(labels), resamples, seed)
+    ]
+    return _interval(point, np.concatenate(parts))
+
+
 def evaluate(
     scores: Floats,
     labels: Floats,
@@ -172,6 +194,15 @@ def _above(scores: Floats, labels: Bools, counts: Floats) -> tuple[Floats, Float
     return (weights * positive).cumsum(1)[:, ends], (weights * ~positive).cumsum(1)[:, ends]
 
 
+def _auprc(true: Floats, false: Floats) -> Floats:
+    """Average precision of each resample, from what :func:`_above` returns; nan without positives."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.nan_to_num(true / (true + false))
+        gained = np.diff(true, axis=1, prepend=0)
+        averages: Floats = (gained * precision).sum(1) / true[:, -1]
+    return averages
+
+
 def _tpr_at(true: Floats, false: Floats) -> dict[str, Floats]:
     """:data:`TPR_AT` of each resample, from what :func:`_above` returns: 0 where the highest score passes the limit."""
     positives, negatives = true[:, -1:], false[:, -1:]
@@ -190,13 +221,11 @@ def _resampled(scores: Floats, labels: Bools, threshold: float | Floats, counts:
     at = (counts[:, flagged & labels].sum(1), counts[:, flagged & ~labels].sum(1))
     start = np.zeros((len(counts), 1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.nan_to_num(true / (true + false))
-        auprc = (np.diff(true, axis=1, prepend=start) * precision).sum(1) / positives
         heights = true + np.concatenate([start, true[:, :-1]], axis=1)
         auroc = (np.diff(false, axis=1, prepend=start) * heights).sum(1) / (2 * positives * negatives)
         best_f1 = np.where(positives > 0, (2 * true / (true + false + positives[:, None])).max(1), np.nan)
     return {
-        "auprc": auprc,
+        "auprc": _auprc(true, false),
         "auroc": auroc,
         **_rates(at[0], at[1], positives, negatives),
         "best_f1": best_f1,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lora_guard.evaluation import perturb
 from lora_guard.evaluation.metrics import METRICS
 from lora_guard.evaluation.slices import SHOWN
 
@@ -35,6 +36,8 @@ def to_markdown(results: Mapping[str, Any]) -> str:
             lines += ["Harmfulness beside others:", "", *_beside(provenance["guard"], dataset)]
             verdict, _ = verdict_on_controls(dataset)
             lines += [verdict, ""]
+        if dataset.get("perturbations"):
+            lines += ["Harmfulness when the judged text is disguised:", "", *perturb.table(dataset)]
         if dataset["slices"]:
             lines += ["Harmfulness by slice:", "", *_slices(dataset["slices"])]
     lines += ["## Provenance", ""]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lora_guard import files
+from lora_guard.evaluation import perturb
 from lora_guard.evaluation.metrics import evaluate
 from lora_guard.evaluation.page import to_html
 from lora_guard.evaluation.plots import pr_curves
@@ -30,6 +31,8 @@ class EvalSettings:
     """Of the bootstrap."""
     text: bool = True
     """Put the text of the worst errors into the report."""
+    perturb: bool = False
+    """Score each set again under each perturbation."""
     controls: Sequence[Path] = ()
     """Folders with results of other guards, shown as controls beside those that ship with the program."""
     command: str = "lora_guard.evaluation.run.evaluate_sets"
@@ -70,7 +73,11 @@ def evaluate_sets(guard: Guard, data: Sequence[str], suite: str | None, out: Pat
     for part in sets:
         scored, rate = score_set(guard, part, out / "scores")
         done.append(scored)
-        results["datasets"][part.name] = _entry(scored, guard.taxonomy.categories, controls, settings)
+        entry = _entry(scored, guard.taxonomy.categories, controls, settings)
+        if settings.perturb:
+            resampling = {"resamples": settings.resamples, "seed": settings.seed}
+            entry["perturbations"] = perturb.measure(guard, scored, out / "scores", **resampling)
+        results["datasets"][part.name] = entry
         results["provenance"]["rows_per_second"][part.name] = rate
         _write(results, done, out, settings.text)
     return to_markdown(results)

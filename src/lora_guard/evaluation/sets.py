@@ -66,14 +66,14 @@ def _suite(suite: str) -> list[str]:
 def _read(name: str, place: str, taxonomy: Taxonomy) -> EvalSet:
     if place.startswith(_HUB):
         examples = read_public(name, taxonomy)
-        return EvalSet(name, place, _hash_of(examples), examples)
+        return EvalSet(name, place, hash_of(examples), examples)
     path = Path(place)
     examples = read_file(path, taxonomy)
     with path.open("rb") as file:
         return EvalSet(name, path.name, hashlib.file_digest(file, "sha256").hexdigest(), examples)
 
 
-def _hash_of(examples: Sequence[Example]) -> str:
+def hash_of(examples: Sequence[Example]) -> str:
     """A hash of rows that came from no file: of their text and labels, in order."""
     digest = hashlib.sha256()
     for example in examples:

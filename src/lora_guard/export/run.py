@@ -41,7 +41,7 @@ def export(
     spec = read_spec(guard)
     if spec.form != "peft":
         raise ArtifactError(f"{guard} is a bundle already; allowed: a guard folder")
-    spec, engine = torch_guard.load(guard, base=base, precision="fp32", device="cpu")
+    spec, engine, _, _ = torch_guard.load(guard, base=base, precision="fp32", device="cpu")
     config = engine.base.model.config.get_text_config()
     shape = BaseShape(
         architecture_of(config.model_type),

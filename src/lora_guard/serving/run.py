@@ -5,7 +5,7 @@ import logging
 import uvicorn
 
 from lora_guard.errors import ResourceError
-from lora_guard.guard import Guard
+from lora_guard.guard import EngineName, Guard
 from lora_guard.serving import app
 from lora_guard.serving.config import ServeConfig
 from lora_guard.serving.service import Service
@@ -13,7 +13,14 @@ from lora_guard.serving.service import Service
 log = logging.getLogger(__name__)
 
 
-def serve(config: ServeConfig, guard: str, base: str | None, *, allow_other_base: bool = False) -> None:
+def serve(
+    config: ServeConfig,
+    guard: str,
+    base: str | None,
+    *,
+    allow_other_base: bool = False,
+    engine: EngineName = "torch",
+) -> None:
     """Serve a guard; returns when the server has been told to stop and has drained.
 
     Raises:
@@ -23,7 +30,7 @@ def serve(config: ServeConfig, guard: str, base: str | None, *, allow_other_base
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     keys = config.keys()
-    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base)
+    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base, engine=engine)
     service = Service(loaded, config)
     log.info("%s on http://%s:%d, %d API keys", service.model, config.host, config.port, len(keys))
     server = uvicorn.Server(

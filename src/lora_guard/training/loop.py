@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,7 @@ from lora_guard.taxonomy import Taxonomy
 from lora_guard.training.finish import finish_epoch, finish_run
 from lora_guard.training.loss import label_counts, loss_terms, pos_weights
 from lora_guard.training.prefix_cache import PrefixCache
-from lora_guard.training.rows import RunRows, prepare
+from lora_guard.training.rows import RowSet, RunRows, prepare
 from lora_guard.training.run import Run, RunFolder
 from lora_guard.training.state import load_state, save_state
 
@@ -54,8 +55,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, prefixes: Pat
     _check_processes(accelerator, config)
     folder = RunFolder.open(out, config, resume=resume, main=accelerator.is_main_process)
     run = _set_up(config, folder, accelerator, prefixes)
-    plans = [plan_epoch(_lengths(run), config.batch_size, config.seed, e, run.rows.draws) for e in range(config.epochs)]
-    ends = [sum(len(plan) for plan in plans[: epoch + 1]) for epoch in range(config.epochs)]
+    ends = list(accumulate(len(_plan(run, run.rows.train, epoch)) for epoch in range(config.epochs)))
     if isinstance(run.model, FSDPModule):
         run.model.reshard()  # what the set-up read gathered the parameters; states hold shards
     parameters, rows_hash = run.model.trainable(), _hash(run.rows)
@@ -64,14 +64,16 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, prefixes: Pat
         folder.forget_after(step)
     accelerator.init_trackers("lora-guard", config=_flat(config))
     accelerator.wait_for_everyone()
-    for epoch, plan in enumerate(plans):
+    for epoch in range(config.epochs):
+        rows = run.rows.in_epoch(epoch)
+        plan = _plan(run, rows, epoch)  # of other batches than one of the clean rows, but of as many
         begin = ends[epoch] - len(plan)
         if run.prefixes is not None:
             run.prefixes.refresh()
         done, shown = max(0, step - begin), accelerator.is_main_process
         with progress(f"epoch {epoch + 1}/{config.epochs}", len(plan), done=done, unit="steps", shown=shown) as tick:
             for batch in plan[done:]:
-                record = _step(run, batch, step, ends[-1], epoch)
+                record = _step(run, batch, step, ends[-1], epoch, rows)
                 step += 1
                 accelerator.log({k: v for k, v in record.items() if k not in ("step", "epoch")}, step=step)
                 if accelerator.is_main_process:
@@ -194,12 +196,13 @@ def _prefix_cache(
         precision=config.precision,
         limit=int(config.prefix_cache * 1e9) if repeated else 0,
         repeated=repeated,
+        opening=max(0, rows.opening - 1) if config.augment else None,  # an empty text has no more
         writers=accelerator.num_processes,
         root=root,
     )
 
 
-def _step(run: Run, batch: Sequence[int], step: int, steps: int, epoch: int) -> dict[str, float]:
+def _step(run: Run, batch: Sequence[int], step: int, steps: int, epoch: int, rows: RowSet) -> dict[str, float]:
     """One optimizer step on one global batch; what :meth:`RunFolder.log_step` writes of it."""
     config, accelerator = run.config, run.accelerator
     began = time.monotonic()
@@ -208,22 +211,21 @@ def _step(run: Run, batch: Sequence[int], step: int, steps: int, epoch: int) -> 
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak"] * _schedule(config, step, steps)
     run.wrapped.train()
-    train = run.rows.train
-    counts = label_counts(train.labels[list(batch)]).to(accelerator.device)
+    counts = label_counts(rows.labels[list(batch)]).to(accelerator.device)
     terms = torch.zeros(2, device=accelerator.device)
     parts = micro_batches(
-        batch, _lengths(run), accelerator.process_index, accelerator.num_processes, config.micro_batch_size
+        batch, _lengths(rows), accelerator.process_index, accelerator.num_processes, config.micro_batch_size
     )
     for number, part in enumerate(parts):
         with out_of_memory(f"a training pass over {len(part)} rows; lower micro_batch_size {config.micro_batch_size}"):
-            terms += _backward(run, part, counts, last=number == len(parts) - 1)
+            terms += _backward(run, rows, part, counts, last=number == len(parts) - 1)
     norm = 0.0
     if config.max_grad_norm is not None:
         norm = float(accelerator.clip_grad_norm_(run.wrapped.parameters(), config.max_grad_norm) or 0.0)
     run.optimizer.step()
     run.optimizer.zero_grad()
     harmful, categories = accelerator.reduce(terms, "sum").tolist()
-    tokens = sum(len(train.ids[index]) for index in batch)
+    tokens = sum(len(rows.ids[index]) for index in batch)
     return {
         "step": step + 1,
         "epoch": epoch + 1,
@@ -237,18 +239,18 @@ def _step(run: Run, batch: Sequence[int], step: int, steps: int, epoch: int) -> 
     }
 
 
-def _backward(run: Run, part: Sequence[int], counts: Tensor, *, last: bool) -> Tensor:
+def _backward(run: Run, rows: RowSet, part: Sequence[int], counts: Tensor, *, last: bool) -> Tensor:
     """Forward and backward of one micro-batch; its share ``[2]`` of the global batch's loss terms.
 
     An empty part still takes its turn, on an unlabelled row: processes must run the same number of passes.
     """
-    accelerator, train = run.accelerator, run.rows.train
+    accelerator = run.accelerator
     indices = list(part) or [0]
-    labels = train.labels[indices] if part else torch.full_like(train.labels[:1], math.nan)
+    labels = rows.labels[indices] if part else torch.full_like(rows.labels[:1], math.nan)
     device = accelerator.device
     synchronise = torch.enable_grad() if last else accelerator.no_sync(run.wrapped)
     with synchronise:
-        logits = _forward(run, [train.ids[index] for index in indices])
+        logits = _forward(run, [rows.ids[index] for index in indices])
         terms = loss_terms(logits.float(), labels.to(device), run.pos_weight, counts)
         # DDP and FSDP average gradients over processes; the terms are already shares of one global sum.
         accelerator.backward(0.5 * terms.sum() * accelerator.num_processes)
@@ -278,8 +280,12 @@ def _schedule(config: TrainConfig, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _lengths(run: Run) -> list[int]:
-    return [len(ids) for ids in run.rows.train.ids]
+def _plan(run: Run, rows: RowSet, epoch: int) -> list[list[int]]:
+    return plan_epoch(_lengths(rows), run.config.batch_size, run.config.seed, epoch, run.rows.draws)
+
+
+def _lengths(rows: RowSet) -> list[int]:
+    return [len(ids) for ids in rows.ids]
 
 
 def _hash(rows: RunRows) -> str:

@@ -40,10 +40,12 @@ class PrefixCache:
     Args:
         model: of kind ``alora``.
         base: its chat model; its fingerprint is part of the key.
-        texts: every text that will be read; what all begin with is computed once and stored apart.
+        texts: the training texts; others can be read too.
         repeated: those of them that will be read more than once, and are therefore stored; all when None.
         precision: of the guard path.
         limit: bytes on the disk; 0 computes every text each time.
+        opening: how many tokens every text that will be read begins with, which are computed once and stored apart;
+            all that ``texts`` share when None.
         writers: processes of the run, which share the limit.
         root: the folder of all such caches; the user's cache when None.
     """
@@ -57,12 +59,13 @@ class PrefixCache:
         precision: str,
         limit: int,
         repeated: Sequence[Sequence[int]] | None = None,
+        opening: int | None = None,
         writers: int = 1,
         root: Path | None = None,
     ) -> None:
         self._model, self._pad_id, self._precision = model, base.pad_id, precision
         self._device = model.heads.weight.device
-        self._shared = shared_start(texts, least=1)
+        self._shared = shared_start(texts, least=1) if opening is None else opening
         self._opening = self._compute([texts[0][: self._shared]], None) if self._shared else None
         self._store: _Store | None = None
         if limit:
@@ -70,7 +73,7 @@ class PrefixCache:
             example = self._compute([texts[0][: self._shared + 1]], None)
             token_bytes = sum(part.numel() // part.shape[2] for layer in example.layers for part in layer) * 2
             stored = {_key(text): len(text) - self._shared for text in (texts if repeated is None else repeated)}
-            self._stored, tokens = stored.keys(), sum(stored.values())
+            self._kept, tokens = stored.keys(), sum(stored.values())
             needed = min(limit, tokens * token_bytes)
             folder = (root or cache_folder() / "prefixes") / hashlib.sha256(str(key).encode()).hexdigest()[:16]
             self._store = _Store(folder, limit, needed, writers)
@@ -100,7 +103,7 @@ class PrefixCache:
         missing = {key: tail for key, tail in zip(keys, tails, strict=True) if key not in rows}
         if missing:
             for key, row in zip(missing, self._split(list(missing.values())), strict=True):
-                if key in self._stored:
+                if key in self._kept:
                     store.put(key, row)
                 rows[key] = row
         return self._join([rows[key] for key in keys])

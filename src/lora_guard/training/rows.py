@@ -1,7 +1,7 @@
 """The rows of a run: read, cleaned, split, and turned into the token ids that the guard path reads."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from lora_guard.config import Source, TrainConfig
+from lora_guard.data.augment import augmented
 from lora_guard.data.example import Example
 from lora_guard.data.sources import read
 from lora_guard.data.split import drop_duplicates, drop_overlap, split_grouped, split_paper
 from lora_guard.errors import DataError
-from lora_guard.render import Renderer
+from lora_guard.render import Rendered, Renderer
 from lora_guard.taxonomy import Taxonomy
 
 
@@ -48,6 +49,10 @@ class RunRows:
     """Everything a run reads. ``draws`` are the expected draws an epoch of each training row; ``summary`` is saved."""
 
     train: RowSet
+    in_epoch: Callable[[int], RowSet]
+    """``train`` as an epoch, counted from 0, trains on it: changed where the run augments its rows."""
+    opening: int
+    """How many tokens every row begins with, augmented or not: those of the chat template."""
     draws: list[float]
     validation: RowSet
     tests: list[RowSet]
@@ -108,14 +113,28 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
     """
     chosen = choose(config, taxonomy)
 
+    def judged(example: Example) -> Rendered:
+        return renderer.judged(example.conversation(), example.target, invocation)
+
     def rows(name: str, examples: Sequence[Example]) -> RowSet:
-        judged = [renderer.judged(example.conversation(), example.target, invocation) for example in examples]
         labels = torch.tensor([example.labels(taxonomy) for example in examples])
-        return RowSet(name, [rendered.windows(config.max_length) for rendered in judged], labels)
+        return RowSet(name, [judged(example).windows(config.max_length) for example in examples], labels)
 
     training = rows("train", chosen.train)
+
+    def in_epoch(epoch: int) -> RowSet:
+        if not config.augment:
+            return training
+        windows = []
+        for row, (example, clean) in enumerate(zip(chosen.train, training.windows, strict=True)):
+            changed = augmented(example, config.augment, seed=config.seed, epoch=epoch, row=row)
+            windows.append(clean if changed == example else judged(changed).windows(config.max_length))
+        return RowSet("train", windows, training.labels)
+
     return RunRows(
         train=training,
+        in_epoch=in_epoch,
+        opening=len(judged(chosen.train[0]).opening),
         draws=[origin.weight for origin in chosen.origins],
         validation=rows("validation", chosen.validation),
         tests=[rows(name, examples) for name, examples in chosen.tests],

@@ -1,0 +1,90 @@
+"""Augmentation: decided by seed, epoch and row alone, on the judged text alone, with the labels as they were."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_guard.data import augment
+from lora_guard.data.augment import augmented, framed, truncated, typos
+from lora_guard.data.example import Example
+
+PROMPT = Example("How do I bake bread in a wood oven?", None, True, {"a": True}, "mine")
+ANSWER = replace(PROMPT, response="Mix the flour and the water, wait for an hour, and bake it for two.")
+
+
+def test_nothing_changes_at_0_and_nearly_every_row_at_1() -> None:
+    assert all(augmented(PROMPT, 0.0, seed=0, epoch=0, row=row) is PROMPT for row in range(200))
+    changed = [augmented(PROMPT, 1.0, seed=0, epoch=0, row=row) for row in range(200)]
+    assert sum(example != PROMPT for example in changed) > 190
+
+
+def test_the_share_of_changed_rows_is_the_probability() -> None:
+    changed = sum(augmented(PROMPT, 0.3, seed=0, epoch=0, row=row) != PROMPT for row in range(1000))
+    assert 250 < changed < 350
+
+
+@given(st.integers(), st.integers(0, 9), st.integers(0))
+def test_seed_epoch_and_row_decide_the_change(seed: int, epoch: int, row: int) -> None:
+    where = {"seed": seed, "epoch": epoch, "row": row}
+    assert augmented(ANSWER, 0.5, **where) == augmented(ANSWER, 0.5, **where)
+
+
+@pytest.mark.parametrize("differing", ["seed", "epoch", "row"])
+def test_each_of_seed_epoch_and_row_matters(differing: str) -> None:
+    seen = {augmented(PROMPT, 1.0, **{"seed": 0, "epoch": 0, "row": 0, differing: n}).prompt for n in range(20)}  # type: ignore[arg-type]
+    assert len(seen) > 10
+
+
+@given(st.text(), st.one_of(st.none(), st.text()), st.integers(0, 1000))
+def test_only_the_judged_text_changes(prompt: str, response: str | None, row: int) -> None:
+    example = Example(prompt, response, True, {"a": False}, "mine")
+    changed = augmented(example, 1.0, seed=0, epoch=0, row=row)
+    assert replace(changed, prompt=prompt, response=response) == example
+    assert changed.target == example.target
+    assert response is None or changed.prompt == prompt
+
+
+@pytest.mark.parametrize("example", [PROMPT, ANSWER], ids=["prompt", "response"])
+def test_every_change_for_the_target_is_drawn(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: set[str] = set()
+
+    def spy(name: str) -> Callable[[str, random.Random], str]:
+        return lambda text, chance: drawn.add(name) or text
+
+    monkeypatch.setattr(augment, "_SPELLINGS", tuple(spy(change.__name__) for change in augment._SPELLINGS))
+    monkeypatch.setattr(augment, "framed", spy("framed"))
+    monkeypatch.setattr(augment, "truncated", spy("truncated"))
+    for row in range(200):
+        augmented(example, 1.0, seed=0, epoch=0, row=row)
+    spellings = {"capitals", "typos", "homoglyphs", "spacing", "leet", "zero_width"}
+    assert drawn == spellings | {"framed" if example.response is None else "truncated"}
+
+
+@given(st.lists(st.sampled_from(["one", "two", "", "\n", "x"])), st.integers())
+def test_a_truncated_text_keeps_its_first_half(words: list[str], seed: int) -> None:
+    text = " ".join(words)
+    cut = truncated(text, random.Random(seed))
+    assert text.startswith(cut)
+    assert 2 * len(cut.split(" ")) >= len(text.split(" "))
+
+
+def test_a_text_is_cut_at_different_places() -> None:
+    assert len({truncated("a b c d e f g h", random.Random(seed)) for seed in range(50)}) == 5
+
+
+def test_a_frame_holds_the_text_as_it_is() -> None:
+    frames = {framed("TEXT {0} %s", random.Random(seed)) for seed in range(200)}
+    assert len(frames) > 5
+    assert all("TEXT {0} %s" in frame for frame in frames)
+
+
+def test_typos_are_few() -> None:
+    text = "This is a sentence of some length. " * 20
+    found = typos(text, random.Random(0))
+    assert 0.8 * len(text) < len(found) < 1.2 * len(text)
+    same = sum(a == b for a, b in zip(found.split(), text.split(), strict=False))
+    assert len(text.split()) // 4 < same < len(text.split())
