@@ -13,7 +13,6 @@ from lora_guard.evaluation.metrics import (
     Bools,
     Floats,
     _resampled,
-    best_f1_threshold,
     evaluate,
     point_metrics,
     with_intervals,
@@ -109,22 +108,21 @@ def test_a_calibrated_score_has_no_calibration_error_and_a_confident_one_has_its
     assert point_metrics(np.full(400, 0.95), labels, 0.5)["ece"] == pytest.approx(0.70)
 
 
-def test_the_chosen_threshold_has_the_best_f1() -> None:
-    scores, labels = sample()
-    chosen = point_metrics(scores, labels, best_f1_threshold(scores, labels))
-    assert chosen["f1"] == pytest.approx(chosen["best_f1"])
-
-
-@pytest.mark.parametrize("labels", [[True, True], [False, False]])
-def test_without_both_classes_the_threshold_is_a_half(labels: list[bool]) -> None:
-    assert best_f1_threshold(np.array([0.2, 0.8]), np.array(labels)) == 0.5
+@given(rows, st.lists(st.integers(0, 10), min_size=60, max_size=60))
+def test_rows_may_have_thresholds_of_their_own(pairs: list[tuple[int, bool]], tenths: list[int]) -> None:
+    scores, labels = arrays(pairs)
+    thresholds = np.array(tenths[: len(scores)]) / 10
+    found = with_intervals(scores, labels, thresholds, resamples=20)
+    assert found["accuracy"]["value"] == pytest.approx(((scores >= thresholds) == labels).mean())
+    resampled = _resampled(scores, labels, thresholds, np.ones((1, len(scores))))
+    assert resampled["accuracy"][0] == pytest.approx(found["accuracy"]["value"])
 
 
 def test_labels_nobody_gave_are_left_out() -> None:
     nan = np.nan
     labels = np.array([[1, nan, 1], [0, nan, nan], [nan, nan, 0]])
     scores = np.array([[0.9, 0.5, 0.8], [0.1, 0.5, 0.5], [0.5, 0.5, 0.1]])
-    found = evaluate(scores, labels, [0.5] * 3, ["nobody", "some"], resamples=20)
+    found = evaluate(scores, labels, np.full((3, 3), 0.5), ["nobody", "some"], resamples=20)
     assert found["n"] == 3
     assert found["harmfulness"]["n"] == 2
     assert found["harmfulness"]["auprc"]["value"] == 1

@@ -29,12 +29,17 @@ class Guard:
 
     Args:
         spec: what the guard is: base, taxonomy, calibration.
-        engine: runs both paths.
+        engine: runs both paths; several guards may share one.
+        policy: whose thresholds decide; the guard's default policy when absent.
+
+    Raises:
+        ConfigError: the guard has no such policy.
     """
 
-    def __init__(self, spec: GuardSpec, engine: Engine) -> None:
+    def __init__(self, spec: GuardSpec, engine: Engine, *, policy: str | None = None) -> None:
         self.spec = spec
         self.engine = engine
+        self.policy = spec.calibration.policy(policy)
         self.taxonomy = Taxonomy.from_dict(spec.taxonomy)
 
     @classmethod
@@ -47,6 +52,7 @@ class Guard:
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         device: str | None = None,
         bulk: bool = False,
+        policy: str | None = None,
     ) -> Self:
         """Load a guard and the chat model it was trained for.
 
@@ -60,13 +66,17 @@ class Guard:
             device: where both paths run; the machine's fastest when absent.
             bulk: for many rows and no chat: hold the base model itself in the precision's dtype; in bf16 half the
                 memory, and faster. A chat would not be that of the model as it was stored.
+            policy: whose thresholds decide: ``strict``, ``balanced``, ``permissive``, or what else the guard has; its
+                default policy when absent.
 
         Raises:
             ArtifactError: the guard is missing, corrupted, or made for other weights.
+            ConfigError: the guard has no such policy.
             ModelError: the base model cannot be loaded.
         """
         saved = artifact.read(find(guard))
         spec = saved.spec
+        spec.calibration.policy(policy)  # a mistyped name is found before the base model is loaded
         chat_model = base_model.load(base or spec.base.name, revision=None if base else spec.base.revision)
         if chat_model.fingerprint != spec.base.fingerprint and not allow_other_base:
             raise ArtifactError(
@@ -81,7 +91,7 @@ class Guard:
         engine = TorchEngine(
             chat_model, model, invocation=spec.invocation, max_length=spec.max_length, precision=precision
         )
-        return cls(spec, engine)
+        return cls(spec, engine, policy=policy)
 
     @overload
     def moderate(self, conversations: Conversation, *, target: Target | None = ...) -> Verdict: ...
@@ -143,8 +153,8 @@ class Guard:
         return self.engine.score(conversations, targets, done=done)
 
     def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
-        """Apply the saved temperatures and thresholds to what :meth:`Session.judge` returned."""
-        return self.spec.calibration.verdict(logits, target)
+        """Apply the saved calibration and the policy's thresholds to what :meth:`Session.judge` returned."""
+        return self.spec.calibration.verdict(logits, target, self.policy)
 
     def session(self, *, seed: int = 0) -> Session:
         """A new conversation at the level of token ids (see :class:`lora_guard.engine.session.Session`)."""
@@ -257,7 +267,7 @@ def build(base: base_model.BaseModel, saved: Artifact) -> GuardModel:
     if spec.base.hidden_size != hidden:
         raise ArtifactError(f"{saved.folder} is for features of {spec.base.hidden_size}; {base.name!r} has {hidden}")
     names = Taxonomy.from_dict(spec.taxonomy).categories
-    if tuple(spec.calibration.categories) != names:
+    if spec.calibration.categories != names:
         raise ArtifactError(f"{saved.folder / artifact.SPEC_FILE}: calibration and taxonomy name other categories")
     heads = GuardHeads(hidden, len(names), bias=spec.heads.bias, harmful=spec.heads.harmful)
     expected = {name: tensor.shape for name, tensor in heads.state_dict().items()}

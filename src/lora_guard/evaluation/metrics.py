@@ -16,7 +16,7 @@ _BINS = 15
 _COUNTS_AT_ONCE = 4_000_000
 
 
-def point_metrics(scores: Floats, labels: Bools, threshold: float) -> dict[str, float | None]:
+def point_metrics(scores: Floats, labels: Bools, threshold: float | Floats) -> dict[str, float | None]:
     """All of :data:`METRICS`; None where one is undefined.
 
     Flagged means ``score >= threshold``. AUPRC is average precision; ECE compares the score, taken as the probability
@@ -26,7 +26,7 @@ def point_metrics(scores: Floats, labels: Bools, threshold: float) -> dict[str, 
     Args:
         scores: ``[rows]`` in [0, 1].
         labels: ``[rows]``, true is harmful.
-        threshold: of the flag.
+        threshold: of the flag; ``[rows]`` where rows have their own.
     """
     flagged = scores >= threshold
     rates = _rates(
@@ -40,14 +40,14 @@ def point_metrics(scores: Floats, labels: Bools, threshold: float) -> dict[str, 
         "auprc": average_precision_score(labels, scores) if labels.any() else np.nan,
         "auroc": roc_auc_score(labels, scores) if has_both else np.nan,
         **{name: rate[0] for name, rate in rates.items()},
-        "best_f1": _f1_curve(scores, labels)[0].max() if labels.any() else np.nan,
+        "best_f1": _f1_curve(scores, labels).max() if labels.any() else np.nan,
         "ece": _ece(scores, labels, np.ones((1, len(scores))))[0],
     }
     return {name: None if np.isnan(values[name]) else float(values[name]) for name in METRICS}
 
 
 def with_intervals(
-    scores: Floats, labels: Bools, threshold: float, *, resamples: int = 1000, seed: int = 0
+    scores: Floats, labels: Bools, threshold: float | Floats, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, float | None]]:
     """``{METRIC: {"value", "low", "high"}}``: the point metrics with 95 % percentile intervals over resampled rows.
 
@@ -77,7 +77,7 @@ def with_intervals(
 def evaluate(
     scores: Floats,
     labels: Floats,
-    thresholds: Sequence[float],
+    thresholds: Floats,
     categories: Sequence[str],
     *,
     resamples: int = 1000,
@@ -88,7 +88,7 @@ def evaluate(
     Args:
         scores: ``[rows, 1 + K]``, harmfulness first.
         labels: ``[rows, 1 + K]``: 1 harmful, 0 unharmful, nan not annotated.
-        thresholds: 1 + K.
+        thresholds: ``[rows, 1 + K]``: those of prompts and of responses may differ.
         categories: K names.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -101,17 +101,11 @@ def evaluate(
             columns[name] = {
                 "n": int(known.sum()),
                 "positives": int(positive.sum()),
-                **with_intervals(scores[known, index], positive, thresholds[index], resamples=resamples, seed=seed),
+                **with_intervals(
+                    scores[known, index], positive, thresholds[known, index], resamples=resamples, seed=seed
+                ),
             }
     return {"n": len(labels), "harmfulness": columns.pop("", {}), "categories": columns}
-
-
-def best_f1_threshold(scores: Floats, labels: Bools) -> float:
-    """The highest threshold of the best F1; 0.5 where there is no positive or no negative to choose by."""
-    if not labels.any() or labels.all():
-        return 0.5
-    f1, thresholds = _f1_curve(scores, labels)
-    return float(thresholds[np.flatnonzero(f1 == f1.max())[-1]])
 
 
 def precision_recall(scores: Floats, labels: Bools) -> tuple[Floats, Floats, float]:
@@ -120,12 +114,12 @@ def precision_recall(scores: Floats, labels: Bools) -> tuple[Floats, Floats, flo
     return recall, precision, float(average_precision_score(labels, scores))
 
 
-def _f1_curve(scores: Floats, labels: Bools) -> tuple[Floats, Floats]:
-    """F1 at each threshold that occurs, and the thresholds, ascending."""
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
+def _f1_curve(scores: Floats, labels: Bools) -> Floats:
+    """F1 at each threshold that occurs, ascending."""
+    precision, recall, _ = precision_recall_curve(labels, scores)
     both = precision + recall
-    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
-    return f1[:-1], thresholds
+    f1: Floats = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+    return f1[:-1]
 
 
 def _draw(random: np.random.Generator, shape: tuple[int, int]) -> Floats:
@@ -134,7 +128,7 @@ def _draw(random: np.random.Generator, shape: tuple[int, int]) -> Floats:
     return random.multinomial(rows, np.full(rows, 1 / rows), size=shape[0]).astype(float)
 
 
-def _resampled(scores: Floats, labels: Bools, threshold: float, counts: Floats) -> dict[str, Floats]:
+def _resampled(scores: Floats, labels: Bools, threshold: float | Floats, counts: Floats) -> dict[str, Floats]:
     """The metrics of each resample ``[resamples]``, nan where undefined.
 
     A resample is a weight a row, so that scores are sorted once. Sums over equal scores come first: a curve has no
@@ -146,8 +140,8 @@ def _resampled(scores: Floats, labels: Bools, threshold: float, counts: Floats) 
     true = (weights * positive).cumsum(1)[:, ends]  # weight of harmful rows at or above each score
     false = (weights * ~positive).cumsum(1)[:, ends]
     positives, negatives = true[:, -1], false[:, -1]
-    flagged = np.searchsorted(-scores[order][ends], -threshold, side="right")
-    at = (true[:, flagged - 1], false[:, flagged - 1]) if flagged else (0 * positives, 0 * negatives)
+    flagged = scores >= threshold
+    at = (counts @ (flagged & labels), counts @ (flagged & ~labels))
     start = np.zeros((len(counts), 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.nan_to_num(true / (true + false))

@@ -1,6 +1,5 @@
 """Evaluates a guard on files of labelled rows: scores, metrics with intervals, and where they come from."""
 
-import hashlib
 import platform
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ def evaluate_files(guard: Guard, paths: Sequence[Path], out: Path, *, resamples:
     """Evaluate each file and write ``results.json``, ``results.md`` and ``pr.png`` to ``out``, anew after each file.
 
     Args:
-        guard: its saved thresholds are those of the metrics.
+        guard: the saved thresholds of its policy are those of the metrics.
         paths: labelled rows; a file's stem names it in the results.
         out: created if need be.
         resamples: of the bootstrap.
@@ -47,14 +46,13 @@ def evaluate_files(guard: Guard, paths: Sequence[Path], out: Path, *, resamples:
         out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"datasets": {}, "provenance": _provenance(guard, paths, resamples, seed)}
     curves = {}
-    calibration = guard.spec.calibration
-    thresholds = [calibration.harmful.threshold, *(c.threshold for c in calibration.categories.values())]
     for name, rows in zip(names, examples, strict=True):
         began = time.monotonic()
         with progress(f"score {name}", len(rows)) as tick:
             verdicts = guard.moderate([row.conversation() for row in rows], done=tick)
         seconds = time.monotonic() - began
         scores = np.array([[v.score, *(c.score for c in v.categories.values())] for v in verdicts])
+        thresholds = np.array([[v.threshold, *(c.threshold for c in v.categories.values())] for v in verdicts])
         labels = np.array([row.labels(guard.taxonomy) for row in rows])
         results["datasets"][name] = evaluate(
             scores, labels, thresholds, guard.taxonomy.categories, resamples=resamples, seed=seed
@@ -71,16 +69,12 @@ def evaluate_files(guard: Guard, paths: Sequence[Path], out: Path, *, resamples:
 def _provenance(guard: Guard, paths: Sequence[Path], resamples: int, seed: int) -> dict[str, Any]:
     return {
         "guard": guard.spec.name,
+        "policy": guard.policy,
         "guard_files": dict(guard.spec.files),
         "base": guard.spec.base.model_dump(mode="json"),
-        "data": {path.stem: {"file": path.name, "sha256": _sha256(path)} for path in paths},
+        "data": {path.stem: {"file": path.name, "sha256": files.sha256(path)} for path in paths},
         "bootstrap": {"resamples": resamples, "seed": seed, "interval": 0.95},
         "rows_per_second": {},
         "python": platform.python_version(),
         **{name: version(name) for name in ("lora-guard", "torch", "transformers")},
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

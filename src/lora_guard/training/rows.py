@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_guard.config import Source, TrainConfig
+from lora_guard.conversation import Target
 from lora_guard.data.example import Example
 from lora_guard.data.sources import read
 from lora_guard.data.split import drop_duplicates, drop_overlap, split_grouped, split_paper
@@ -23,12 +24,14 @@ from lora_guard.taxonomy import Taxonomy
 class RowSet:
     """Rows ready for the model.
 
-    ``windows`` are each row's windows of token ids, one for most; ``labels`` is ``[rows, 1 + K]``, nan where unknown.
+    ``windows`` are each row's windows of token ids, one for most; ``labels`` is ``[rows, 1 + K]``, nan where unknown;
+    ``targets`` are what was judged of each row.
     """
 
     name: str
     windows: list[list[list[int]]]
     labels: Tensor
+    targets: list[Target]
 
     @cached_property
     def ids(self) -> list[list[int]]:
@@ -40,7 +43,12 @@ class RowSet:
         if count is None or count >= len(self.windows):
             return self
         chosen = [index * len(self.windows) // count for index in range(count)]
-        return RowSet(self.name, [self.windows[index] for index in chosen], self.labels[chosen])
+        return RowSet(
+            self.name,
+            [self.windows[index] for index in chosen],
+            self.labels[chosen],
+            [self.targets[index] for index in chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,8 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
     def rows(name: str, chosen: Sequence[Example]) -> RowSet:
         judged = [renderer.judged(example.conversation(), example.target, invocation) for example in chosen]
         labels = torch.tensor([example.labels(taxonomy) for example in chosen])
-        return RowSet(name, [rendered.windows(config.max_length) for rendered in judged], labels)
+        windows = [rendered.windows(config.max_length) for rendered in judged]
+        return RowSet(name, windows, labels, [example.target for example in chosen])
 
     training = rows("train", train)
     return RunRows(
