@@ -12,7 +12,15 @@ from lora_guard.engine import torch_guard
 from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel
 from lora_guard.taxonomy import Taxonomy
-from lora_guard.verdict import Calibration, Calibrator
+from lora_guard.verdict import Calibration, Calibrator, Policy, TargetCalibration
+
+
+def plain_calibration(categories: Sequence[str], threshold: float = 0.5, **thresholds: float) -> Calibration:
+    """Scores are the logits' sigmoid; ``balanced`` has the threshold, and further policies have theirs."""
+    everywhere = Calibrator(thresholds={"balanced": threshold, **thresholds})
+    part = TargetCalibration(harmful=everywhere, categories=dict.fromkeys(categories, everywhere))
+    policies = {name: Policy(rule="best_f1") for name in everywhere.thresholds}
+    return Calibration(default_policy="balanced", policies=policies, prompt=part, response=part)
 
 
 def tiny_guard_folder(
@@ -45,7 +53,6 @@ def tiny_guard_folder(
                     parameter.normal_(std=strength)
     hidden = base.model.config.get_text_config().hidden_size
     heads = GuardHeads(hidden, len(categories))
-    calibrators = {name: Calibrator(threshold=threshold) for name in categories}
     spec = GuardSpec(
         name="tiny",
         adapter=adapter_kind,  # type: ignore[arg-type]
@@ -56,7 +63,7 @@ def tiny_guard_folder(
         invocation=invocation,
         max_length=max_length,
         heads=HeadsShape(bias=True, harmful=True),
-        calibration=Calibration(harmful=Calibrator(threshold=threshold), categories=calibrators),
+        calibration=plain_calibration(categories, threshold, strict=0.0, permissive=1.0),
     )
     folder = path / "guard"
     torch_guard.save(GuardModel(base.model, heads, kind=spec.adapter, invocation=ids), spec, folder, card="# tiny\n")

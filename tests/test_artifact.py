@@ -114,11 +114,15 @@ def test_every_key_shape_and_value_is_checked(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda spec: spec.update(format_version=9), "format_version is 9; allowed: 1"),
+        (lambda spec: spec.update(format_version=9), "format_version is 9; allowed: 2"),
         (lambda spec: spec.update(render_version=9), "render_version is 9; allowed: 1"),
         (lambda spec: spec.update(surprise=1), "surprise"),
         (lambda spec: spec.pop("invocation"), "invocation"),
-        (lambda spec: spec["calibration"]["harmful"].update(threshold=7), "threshold"),
+        (lambda spec: spec["calibration"]["prompt"]["harmful"]["thresholds"].update(strict=7), "thresholds.strict"),
+        (lambda spec: spec["calibration"]["response"]["categories"]["a"]["thresholds"].pop("strict"), "'policies'"),
+        (lambda spec: spec["calibration"].update(default_policy="strct"), "did you mean 'strict'"),
+        (lambda spec: spec["calibration"]["prompt"]["categories"].pop("b"), "have other categories"),
+        (lambda spec: spec["calibration"]["policies"]["strict"].update(rule="target_fpr"), "allowed: a rate with"),
         (lambda spec: spec["taxonomy"]["categories"].append("c"), "name other categories"),
         (lambda spec: spec["files"].pop(HEADS_FILE), "'files' lists"),
         (lambda spec: spec["base"].update(hidden_size=7), "is for features of 7"),
@@ -131,7 +135,7 @@ def test_a_spec_of_another_form_is_refused(
     assert message in refusal(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 2}'])
 def test_a_spec_that_is_no_spec_is_refused(folder: Path, text: str) -> None:
     (folder / SPEC_FILE).write_text(text, "utf-8")
     assert SPEC_FILE in refusal(folder)

@@ -3,10 +3,10 @@
 from typing import Any
 
 import yaml
+from guards import plain_calibration
 
 from lora_guard.artifact import BaseReference, DataReference, GuardSpec, HeadsShape
-from lora_guard.training.card import model_card
-from lora_guard.verdict import Calibration, Calibrator
+from lora_guard.training.card import model_card, with_calibration
 
 SETS = {
     "validation": {"auprc": 0.91234, "f1": 0.8},
@@ -23,7 +23,7 @@ def spec(**fields: Any) -> GuardSpec:
         "invocation": "",
         "max_length": 256,
         "heads": HeadsShape(bias=True, harmful=True),
-        "calibration": Calibration(harmful=Calibrator(threshold=0.321), categories={}),
+        "calibration": plain_calibration([], 0.321, strict=0.1),
         "data": [DataReference(name="rows", rows=12_345, licence="MIT"), DataReference(name="x", rows=1, licence=None)],
         "licence": "cc-by-nc-4.0",
         "metrics": {"epoch": 2, "sets": SETS},
@@ -78,7 +78,27 @@ def test_every_set_has_its_metrics_and_a_dash_where_one_is_undefined() -> None:
         "AUPRC": "–", "AUROC": "0.750", "precision": "1.000", "recall": "0.500", "F1": "0.600", "FPR": "0.000",
         "accuracy": "0.900",
     }  # fmt: skip
-    assert "(0.321 for harmfulness)" in model_card(spec())
+
+
+def test_the_thresholds_of_every_policy_stand_there_with_the_rows_they_come_from() -> None:
+    card = model_card(spec())
+    assert table(card, "## Calibration")[2:] == [
+        ["balanced (default)", "best F1", "0.321", "0.321"],
+        ["strict", "best F1", "0.100", "0.100"],
+    ]
+    assert "the validation rows of the run." in card
+
+
+def test_a_new_calibration_replaces_its_section_and_nothing_else() -> None:
+    record = {"rows": 1234, "data": [{"file": "a.jsonl"}, {"file": "b.csv"}]}
+    changed = spec(calibration=plain_calibration([], 0.7), provenance={**spec().provenance, "calibration": record})
+    card = with_calibration(model_card(spec()), changed)
+    assert card == model_card(changed)
+    assert "1,234 rows of `a.jsonl`, `b.csv`." in card
+    assert with_calibration(card, changed) == card
+    by_hand = with_calibration("# Mine\n\nText.\n", changed)
+    assert by_hand.startswith("# Mine\n\nText.\n\n## Calibration\n")
+    assert with_calibration(by_hand, changed) == by_hand
 
 
 def test_what_is_not_known_is_said_to_be_not_stated() -> None:

@@ -23,7 +23,8 @@ def guards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Guard]:
     for name, threshold in (("everything", 0.0), ("nothing", 1.0)):
         copy = Path(shutil.copytree(folder, folder.parent / name))
         spec = json.loads((copy / "guard.json").read_text("utf-8"))
-        spec["calibration"]["harmful"]["threshold"] = threshold
+        for target in ("prompt", "response"):
+            spec["calibration"][target]["harmful"]["thresholds"]["balanced"] = threshold
         (copy / "guard.json").write_text(json.dumps(spec), "utf-8")
         found[name] = Guard.load(copy, precision="fp32")
     return found
@@ -56,16 +57,6 @@ def test_a_verdict_is_the_calibration_of_the_logits(guards: dict[str, Guard]) ->
     rows = guard.logits([PROMPT, ANSWER], done=finished.append)
     assert [guard.verdict(*pair) for pair in zip(rows, ("prompt", "response"), strict=True)] == guard.moderate(
         [PROMPT, ANSWER]
-    )
-    assert sum(finished) == 2
-    assert guard.logits([ANSWER], target="prompt")[0].harmful == pytest.approx(rows[0].harmful, abs=1e-5)
-
-
-def test_a_verdict_is_the_calibration_applied_to_the_logits(guards: dict[str, Guard]) -> None:
-    guard, finished = guards["nothing"], []
-    rows = guard.logits([PROMPT, ANSWER], done=finished.append)
-    assert [guard.verdict(row, target) for row, target in zip(rows, ("prompt", "response"), strict=True)] == (  # type: ignore[arg-type]
-        guard.moderate([PROMPT, ANSWER])
     )
     assert sum(finished) == 2
     assert guard.logits([ANSWER], target="prompt")[0].harmful == pytest.approx(rows[0].harmful, abs=1e-5)

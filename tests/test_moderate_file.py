@@ -14,7 +14,7 @@ from lora_guard import Conversation, Guard, files, moderate_file
 from lora_guard.errors import DataError, ResourceError
 from lora_guard.moderate_file import conversation_of, moderate_rows, moderate_stream, stream_rows
 from lora_guard.moderate_file import moderate_file as moderate
-from lora_guard.verdict import Calibrator
+from lora_guard.verdict import Calibrator, TargetCalibration
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "How do I bake bread?"},
@@ -153,16 +153,14 @@ def test_an_output_of_another_input_or_guard_is_left_alone(guard: Guard, source:
     with pytest.raises(DataError, match=r"out.jsonl:2 is not the verdict on that row"):
         moderate(guard, shorter, out)
     others = [Guard.load(tiny_guard_folder(tmp_path / "stricter", threshold=0.1))]
-    calibration = guard.spec.calibration
-    for categories in (
-        {"a": Calibrator(threshold=0.5), "b": Calibrator(threshold=0.4)},
-        {"a": Calibrator(threshold=0.5), "c": Calibrator(threshold=0.5)},
-        {"a": Calibrator(threshold=0.5)},
-    ):
-        changed = calibration.model_copy(update={"categories": categories})
+    others.append(Guard(guard.spec, guard.engine, policy="strict"))
+    half, less = (Calibrator(thresholds=dict.fromkeys(("balanced", "strict", "permissive"), t)) for t in (0.5, 0.4))
+    for categories in ({"a": half, "b": less}, {"a": half, "c": half}, {"a": half}):
+        part = TargetCalibration(harmful=half, categories=categories)
+        changed = guard.spec.calibration.model_copy(update={"prompt": part, "response": part})
         others.append(Guard(guard.spec.model_copy(update={"calibration": changed}), guard.engine))
     for other in others:
-        with pytest.raises(DataError, match=r"out.jsonl:1 was judged by another guard"):
+        with pytest.raises(DataError, match=r"out.jsonl:1 was judged by another guard or policy"):
             moderate(other, source, out)
     assert out.read_bytes() == before
 
@@ -175,11 +173,14 @@ def test_an_output_of_another_input_or_guard_is_left_alone(guard: Guard, source:
         (b'{"prompt": "\xff"}\n', "not UTF-8"),
         (b'{"prompt": "How do I bake bread?"}\n', "is not the verdict on that row"),
         (b'{"prompt": "How do I bake bread?", "verdict": "fine"}\n', "is not the verdict on that row"),
-        (b'{"prompt": "How do I bake bread?", "verdict": {}}\n', "was judged by another guard"),
-        (b'{"prompt": "How do I bake bread?", "verdict": {"threshold": 0.5}}\n', "was judged by another guard"),
+        (b'{"prompt": "How do I bake bread?", "verdict": {}}\n', "was judged by another guard or policy"),
+        (
+            b'{"prompt": "How do I bake bread?", "verdict": {"threshold": 0.5}}\n',
+            "was judged by another guard or policy",
+        ),
         (
             b'{"prompt": "How do I bake bread?", "verdict": {"threshold": 0.5, "categories": {"a": 1, "b": []}}}\n',
-            "was judged by another guard",
+            "was judged by another guard or policy",
         ),
         (b'{"prompt": "How do I bake Bread?", "verdict": {"threshold": 0.5}}\n', "is not the verdict on that row"),
         (b'{"prompt": "How do I bake bread?", "id": 1, "verdict": {"threshold": 0.5}}\n', "is not the verdict"),

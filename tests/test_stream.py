@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
-from guards import tiny_guard_folder
+from guards import plain_calibration, tiny_guard_folder
 from hypothesis import given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
@@ -16,12 +16,12 @@ from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Verd
 from lora_guard.engine.session import Session
 from lora_guard.engine.stream import Judgement, NextToken, moderated, moderation_steps
 from lora_guard.errors import InputError
-from lora_guard.verdict import Calibration, Calibrator, GuardLogits
+from lora_guard.verdict import GuardLogits
 
 PROMPT_LENGTH = 5
 PROMPT_END = 3
 STOP = -1
-CALIBRATION = Calibration(harmful=Calibrator(), categories={"a": Calibrator()})
+CALIBRATION = plain_calibration(["a"])
 EAGER = StreamSettings("block", check_every=1, sentence_ends=False)
 
 

@@ -16,7 +16,7 @@ from lora_guard.verdict import Calibration
 if TYPE_CHECKING:
     from torch import Tensor  # the on-device engine reads guards where there is no torch
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 SPEC_FILE = "guard.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -59,7 +59,7 @@ class DataReference(_Strict):
 class GuardSpec(_Strict):
     """The contents of ``guard.json``."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     form: Literal["peft", "llama-cpp"] = "peft"
     """Whose adapter file the folder has: PEFT's, or llama.cpp's in a bundle (see :mod:`lora_guard.export.bundle`)."""
     name: str
@@ -120,14 +120,28 @@ def write(
         contents[CONFIG_FILE] = (json.dumps(adapter_config, indent=2, sort_keys=True) + "\n").encode()
         contents[WEIGHTS_FILE] = save(tensors, metadata={"format": "pt"})
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    spec = spec.model_copy(update={"files": hashes})
-    contents[SPEC_FILE] = (spec.model_dump_json(indent=2) + "\n").encode()
-    contents[CARD_FILE] = card.encode()
     if licence is not None:
         contents[LICENCE_FILE] = licence.encode()
-    with files.new_folder(folder) as temporary:
-        for name, data in contents.items():
-            files.write_bytes(temporary / name, data)
+    _write_all(folder, contents, spec.model_copy(update={"files": hashes}), card)
+
+
+def rewrite(folder: Path, out: Path, spec: GuardSpec, *, card: str) -> None:
+    """Write a guard folder with another spec and card; the files that decide a logit stay as they are, to the byte.
+
+    Args:
+        folder: the guard that was read.
+        out: replaced if it exists; may be ``folder``.
+        spec: its ``files`` are those of ``folder``.
+        card: the model card, Markdown.
+
+    Raises:
+        ArtifactError: a file of ``folder`` is missing or corrupted.
+        ResourceError: no disk space.
+    """
+    contents = {name: read_checked(folder / name, digest) for name, digest in spec.files.items()}
+    if (folder / LICENCE_FILE).is_file():
+        contents[LICENCE_FILE] = (folder / LICENCE_FILE).read_bytes()
+    _write_all(out, contents, spec, card)
 
 
 def read(folder: Path) -> Artifact:
@@ -185,6 +199,13 @@ def read_spec(folder: Path) -> GuardSpec:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise ArtifactError(f"{path}: field {where!r}: {problem['msg']}") from error
+
+
+def _write_all(folder: Path, contents: dict[str, bytes], spec: GuardSpec, card: str) -> None:
+    described = {SPEC_FILE: (spec.model_dump_json(indent=2) + "\n").encode(), CARD_FILE: card.encode()}
+    with files.new_folder(folder) as temporary:
+        for name, data in (contents | described).items():
+            files.write_bytes(temporary / name, data)
 
 
 def read_checked(path: Path, expected: str) -> bytes:

@@ -40,6 +40,9 @@ OtherBaseOption = Annotated[
 EngineOption = Annotated[
     str, typer.Option(help="torch, or llama-cpp (extra 'device'): a .gguf chat model, quantised or not, without torch.")
 ]
+PolicyOption = Annotated[
+    str | None, typer.Option(help="Whose thresholds decide: strict, balanced, …; the guard's default when absent.")
+]
 TargetOption = Annotated[str | None, typer.Option(help="prompt or response; the last message decides when absent.")]
 
 
@@ -102,6 +105,7 @@ def eval(
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
     engine: EngineOption = "torch",
+    policy: PolicyOption = None,
     resamples: Annotated[int, typer.Option(min=10, help="Bootstrap resamples behind each interval.")] = 1000,
 ) -> None:
     """Evaluate a guard on labelled sets: metrics with 95 % intervals beside controls and published figures."""
@@ -114,8 +118,42 @@ def eval(
         controls=control or [],
         command=shlex.join(["lora-guard", *sys.argv[1:]]),
     )
-    loaded = _load(guard, base, allow_other_base, engine, bulk=True)
+    loaded = _load(guard, base, allow_other_base, engine, policy, bulk=True)
     print(evaluate_sets(loaded, [*(data or []), *(more or [])], suite, out, settings))
+
+
+@_command
+def calibrate(
+    data: Annotated[
+        list[Path], typer.Option(help="File with labelled rows the guard was not trained on; more may follow it.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the calibrated guard; may be the guard's own.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="More files with labelled rows.")] = None,
+    guard: GuardOption = "default",
+    base: BaseOption = None,
+    allow_other_base: OtherBaseOption = False,
+    engine: EngineOption = "torch",
+    target_fpr: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Choose balanced thresholds by a false positive rate.")
+    ] = None,
+    target_recall: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Choose balanced thresholds by a recall.")
+    ] = None,
+    best_f1: Annotated[
+        bool, typer.Option("--best-f1", help="Choose balanced thresholds by F1, as when no rule is given.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")] = False,
+) -> None:
+    """Fit a guard's scores and thresholds to labelled rows; the weights stay as they are."""
+    from lora_guard.calibrate_command import calibrate as run
+    from lora_guard.calibrate_command import check_out, default_rule, show
+    from lora_guard.guard import find
+
+    rule = default_rule(target_fpr, target_recall, best_f1)
+    check_out(out)
+    folder = find(guard)
+    loaded = _load(str(folder), base, allow_other_base, engine, bulk=True)
+    show(run(loaded, folder, [*data, *(more or [])], out, rule), as_json=json_)
 
 
 @_command
@@ -130,6 +168,7 @@ def moderate(
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
     engine: EngineOption = "torch",
+    policy: PolicyOption = None,
 ) -> None:
     """Judge one prompt or response, or a file of them."""
     from lora_guard.moderate_command import moderate_many, moderate_one
@@ -140,7 +179,7 @@ def moderate(
         raise InputError("--response goes with --prompt; rows of --input have their own")
     if prompt is not None and output != "-":
         raise InputError("--output goes with --input; the verdict on --prompt goes to stdout")
-    load = functools.partial(_load, guard, base, allow_other_base, engine)
+    load = functools.partial(_load, guard, base, allow_other_base, engine, policy)
     if prompt is not None:
         moderate_one(load, prompt, response, target, as_json=json_)
     else:
@@ -153,6 +192,7 @@ def chat(
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
     engine: EngineOption = "torch",
+    policy: PolicyOption = None,
     system: Annotated[str | None, typer.Option(help="System message; the model's own when absent.")] = None,
     block: Annotated[
         bool, typer.Option("--block", help="Show only what a check has cleared; withhold what is flagged.")
@@ -171,7 +211,7 @@ def chat(
 
     settings = StreamSettings("block" if block else "score", check_every)
     converse(
-        _load(guard, base, allow_other_base, engine),
+        _load(guard, base, allow_other_base, engine, policy),
         settings,
         system=system,
         max_tokens=max_tokens,
@@ -269,12 +309,19 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _load(guard: str, base: str | None, allow_other_base: bool, engine: str, *, bulk: bool = False) -> "Guard":
+def _load(
+    guard: str, base: str | None, allow_other_base: bool, engine: str, policy: str | None = None, *, bulk: bool = False
+) -> "Guard":
     from lora_guard.guard import Guard, engine_name
 
     chosen = engine_name(engine)
     return Guard.load(
-        guard, base=base, allow_other_base=allow_other_base, engine=chosen, bulk=bulk and chosen == "torch"
+        guard,
+        base=base,
+        allow_other_base=allow_other_base,
+        engine=chosen,
+        policy=policy,
+        bulk=bulk and chosen == "torch",
     )
 
 

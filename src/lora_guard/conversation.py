@@ -10,7 +10,7 @@ Role = Literal["system", "user", "assistant"]
 Target = Literal["prompt", "response"]
 
 ROLES: tuple[str, ...] = get_args(Role)
-TARGETS: tuple[str, ...] = get_args(Target)
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Atomic writes: a reader, or the run after a kill, finds the old contents or the new, never a half."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -40,6 +41,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """As :func:`write_bytes`, as indented JSON; NaN is refused, JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """A file's hash, hexadecimal; it is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_text(path: Path, text: str) -> None:

@@ -29,18 +29,29 @@ class Guard:
 
     Args:
         spec: what the guard is: base, taxonomy, calibration.
-        engine: runs both paths.
+        engine: runs both paths; several guards may share one.
         parameters: of adapter and heads, all that is held in memory beside the chat model, if that is known.
         base_fingerprint: of the chat model's weights, if they may be others than those the guard was trained on.
+        policy: whose thresholds decide; the guard's default policy when absent.
+
+    Raises:
+        ConfigError: the guard has no such policy.
     """
 
     def __init__(
-        self, spec: GuardSpec, engine: Engine, parameters: int | None = None, base_fingerprint: str | None = None
+        self,
+        spec: GuardSpec,
+        engine: Engine,
+        parameters: int | None = None,
+        base_fingerprint: str | None = None,
+        *,
+        policy: str | None = None,
     ) -> None:
         self.spec = spec
         self.engine = engine
         self.parameters = parameters
         self.base_fingerprint = base_fingerprint or spec.base.fingerprint
+        self.policy = spec.calibration.policy(policy)
         self.taxonomy = Taxonomy.from_dict(spec.taxonomy)
 
     @classmethod
@@ -54,6 +65,7 @@ class Guard:
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         device: str | None = None,
         bulk: bool = False,
+        policy: str | None = None,
     ) -> Self:
         """Load a guard and the chat model it was trained for.
 
@@ -69,13 +81,17 @@ class Guard:
             device: where both paths run; the machine's fastest when absent.
             bulk: for many rows and no chat: hold the base model itself in the precision's dtype; in bf16 half the
                 memory, and faster. A chat would not be that of the model as it was stored.
+            policy: whose thresholds decide: ``strict``, ``balanced``, ``permissive``, or what else the guard has; its
+                default policy when absent.
 
         Raises:
             ArtifactError: the guard is missing, corrupted, or made for other weights.
+            ConfigError: the guard has no such policy.
             InputError: an unknown engine, or a setting that it does not have.
             ModelError: the base model cannot be loaded, or the engine is not installed.
         """
         folder = find(guard)
+        artifact.read_spec(folder).calibration.policy(policy)  # a mistyped name is found before the base is loaded
         if engine_name(engine) == "llama-cpp":
             from lora_guard.engine import device_guard
 
@@ -83,19 +99,13 @@ class Guard:
                 raise InputError(
                     "precision, device and bulk belong to the torch engine; allowed: engine 'torch' for them"
                 )
-            return cls(*device_guard.load(folder, base=base, allow_other_base=allow_other_base))
+            return cls(*device_guard.load(folder, base=base, allow_other_base=allow_other_base), policy=policy)
         from lora_guard.engine import torch_guard
 
-        return cls(
-            *torch_guard.load(
-                folder,
-                base=base,
-                allow_other_base=allow_other_base,
-                precision=precision,
-                device=device,
-                bulk=bulk,
-            )
+        loaded = torch_guard.load(
+            folder, base=base, allow_other_base=allow_other_base, precision=precision, device=device, bulk=bulk
         )
+        return cls(*loaded, policy=policy)
 
     @overload
     def moderate(self, conversations: Conversation, *, target: Target | None = ...) -> Verdict: ...
@@ -166,8 +176,8 @@ class Guard:
         return [reduce(GuardLogits.or_higher, islice(logits, len(group))) for group in groups]
 
     def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
-        """Apply the saved temperatures and thresholds to what :meth:`Session.judge` returned."""
-        return self.spec.calibration.verdict(logits, target)
+        """Apply the saved calibration and the policy's thresholds to what :meth:`Session.judge` returned."""
+        return self.spec.calibration.verdict(logits, target, self.policy)
 
     def chat_verdict(self, conversation: Conversation) -> Callable[[GuardLogits, Target], Verdict]:
         """:meth:`verdict` for the checks of a chat, which read what the chat holds: the conversation as it came.

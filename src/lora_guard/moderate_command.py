@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from rich.console import Console
 
@@ -56,4 +55,4 @@ def moderate_many(load: Callable[[], Guard], source: str, output: str, target: s
 def _target(target: str | None) -> Target | None:
     if target is not None and target not in TARGETS:
         raise InputError(f"target {target!r} is unknown; {allowed(target, TARGETS)}")
-    return cast(Target | None, target)
+    return target

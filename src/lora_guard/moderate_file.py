@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lora_guard import files
-from lora_guard.conversation import Conversation, Target
+from lora_guard.conversation import TARGETS, Conversation, Target
 from lora_guard.data.sources import parse_line, read_rows
 from lora_guard.errors import DataError, InputError
 from lora_guard.guard import Guard
@@ -159,10 +159,17 @@ def _check_written(
     verdict = written.get("verdict")
     if row is None or not isinstance(verdict, Mapping) or _without_verdict(written) != _without_verdict(row):
         raise DataError(f"{output}:{number} is not the verdict on that row of the input; allowed: a new output file")
-    calibration = guard.spec.calibration
-    expected = (calibration.harmful.threshold, {name: c.threshold for name, c in calibration.categories.items()})
-    if _thresholds(verdict) != expected:
-        raise DataError(f"{output}:{number} was judged by another guard; allowed: a new output file")
+    expected = [_expected(guard, target) for target in TARGETS if target == verdict.get("target")]
+    if [_thresholds(verdict)] != expected:
+        raise DataError(f"{output}:{number} was judged by another guard or policy; allowed: a new output file")
+
+
+def _expected(guard: Guard, target: Target) -> tuple[Any, dict[str, Any]]:
+    """The thresholds that the guard holds a target's scores against, in the form of :func:`_thresholds`."""
+    heads = guard.spec.calibration.of(target)
+    return heads.harmful.thresholds[guard.policy], {
+        name: head.thresholds[guard.policy] for name, head in heads.categories.items()
+    }
 
 
 def _thresholds(verdict: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lora_guard.conversation import Target
+from lora_guard.errors import ConfigError, allowed
+
+_HIGHEST = math.nextafter(1.0, 0.0)
+"""The highest score, so that threshold 1 flags nothing."""
 
 
 class GuardLogits(NamedTuple):
@@ -61,35 +65,118 @@ class Verdict:
         return form if self.windows == 1 else {**form, "windows": self.windows}
 
 
-class Calibrator(BaseModel):
-    """Turns one logit into a decision: ``sigmoid(logit / temperature) >= threshold``."""
-
+class _Saved(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Policy(_Saved):
+    """How a policy's thresholds are chosen: by best F1, or by a bound on a rate of the calibration rows."""
+
+    rule: Literal["best_f1", "target_recall", "target_fpr"]
+    value: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """The least recall or the highest false positive rate; None for best F1."""
+
+    @model_validator(mode="after")
+    def _a_rate_has_a_value(self) -> Self:
+        if (self.value is None) != (self.rule == "best_f1"):
+            raise ValueError(
+                f"rule {self.rule} with value {self.value}; allowed: a rate with its value, best_f1 without"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return {
+            "best_f1": "best F1",
+            "target_recall": f"recall of at least {self.value}",
+            "target_fpr": f"false positive rate of at most {self.value}",
+        }[self.rule]
+
+
+class Calibrator(_Saved):
+    """One head on one target: ``score = sigmoid(logit / temperature + bias)``, flagged from a policy's threshold on.
+
+    ``rows`` and ``positives`` count the labelled rows that it stands on, and ``fitted_on`` says whose they are.
+    """
 
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    threshold: float = Field(default=0.5, ge=0, le=1, allow_inf_nan=False)
+    bias: float = Field(default=0.0, allow_inf_nan=False)
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]]
+    fitted_on: Literal["prompt", "response", "both", "nothing"] = "nothing"
+    rows: int = Field(default=0, ge=0)
+    positives: int = Field(default=0, ge=0)
 
-    def decide(self, logit: float) -> Decision:
-        """The decision on one logit."""
-        score = sigmoid(logit / self.temperature)
-        return Decision(score >= self.threshold, score, self.threshold)
+    def score(self, logit: float) -> float:
+        """The probability of harm, in [0, 1)."""
+        return min(sigmoid(logit / self.temperature + self.bias), _HIGHEST)
+
+    def decide(self, logit: float, policy: str) -> Decision:
+        """The decision on one logit under a policy."""
+        score, threshold = self.score(logit), self.thresholds[policy]
+        return Decision(score >= threshold, score, threshold)
 
 
-class Calibration(BaseModel):
-    """The temperatures and thresholds saved with a guard."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class TargetCalibration(_Saved):
+    """The calibrators of all heads on one target."""
 
     harmful: Calibrator
     categories: dict[str, Calibrator]
 
-    def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
-        """Decide on harmfulness and on each category."""
-        pairs = zip(self.categories.items(), logits.categories, strict=True)
+    @property
+    def heads(self) -> list[Calibrator]:
+        """1 + K calibrators, harmfulness first."""
+        return [self.harmful, *self.categories.values()]
+
+
+class Calibration(_Saved):
+    """What is saved with a guard to make verdicts of logits, a part a target, under named policies."""
+
+    default_policy: str
+    policies: dict[str, Policy]
+    prompt: TargetCalibration
+    response: TargetCalibration
+
+    @model_validator(mode="after")
+    def _heads_and_policies_are_the_same_everywhere(self) -> Self:
+        if self.default_policy not in self.policies:
+            raise ValueError(f"default_policy {self.default_policy!r}; {allowed(self.default_policy, self.policies)}")
+        if list(self.prompt.categories) != list(self.response.categories):
+            raise ValueError("prompt and response have other categories")
+        for head in [*self.prompt.heads, *self.response.heads]:
+            if head.thresholds.keys() != self.policies.keys():
+                raise ValueError(f"thresholds for {sorted(head.thresholds)}; allowed: one for each of 'policies'")
+        return self
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories' names, in the order of their logits."""
+        return tuple(self.prompt.categories)
+
+    def of(self, target: Target) -> TargetCalibration:
+        """The part of a target."""
+        return self.prompt if target == "prompt" else self.response
+
+    def policy(self, name: str | None) -> str:
+        """A policy's name, checked; the default policy's when None.
+
+        Raises:
+            ConfigError: there is no such policy.
+        """
+        if name is not None and name not in self.policies:
+            raise ConfigError(f"policy {name!r} is unknown to this guard; {allowed(name, self.policies)}")
+        return self.default_policy if name is None else name
+
+    def verdict(self, logits: GuardLogits, target: Target, policy: str | None = None) -> Verdict:
+        """Decide on harmfulness and on each category.
+
+        Raises:
+            ConfigError: there is no such policy.
+        """
+        name, heads = self.policy(policy), self.of(target)
+        pairs = zip(heads.categories.items(), logits.categories, strict=True)
         return Verdict(
-            *self.harmful.decide(logits.harmful),
+            *heads.harmful.decide(logits.harmful, name),
             target=target,
-            categories={name: calibrator.decide(logit) for (name, calibrator), logit in pairs},
+            categories={category: head.decide(logit, name) for (category, head), logit in pairs},
             windows=logits.windows,
         )
 

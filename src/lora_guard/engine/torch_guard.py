@@ -62,7 +62,7 @@ def build(base: base_model.BaseModel, saved: Artifact) -> GuardModel:
     if spec.base.hidden_size != hidden:
         raise ArtifactError(f"{saved.folder} is for features of {spec.base.hidden_size}; {base.name!r} has {hidden}")
     names = Taxonomy.from_dict(spec.taxonomy).categories
-    if tuple(spec.calibration.categories) != names:
+    if spec.calibration.categories != names:
         raise ArtifactError(f"{saved.folder / artifact.SPEC_FILE}: calibration and taxonomy name other categories")
     heads = GuardHeads(hidden, len(names), bias=spec.heads.bias, harmful=spec.heads.harmful)
     expected = {name: tensor.shape for name, tensor in heads.state_dict().items()}

@@ -73,7 +73,11 @@ def _decided(guard: Guard, data: EvalSet, logits: Floats, labels: Floats) -> Sco
         verdict = guard.verdict(GuardLogits(logits[row, 0], tuple(logits[row, 1:])), example.target)
         scores[row] = [verdict.score, *(decision.score for decision in verdict.categories.values())]
         thresholds[row] = [verdict.threshold, *(decision.threshold for decision in verdict.categories.values())]
-    flagged = {"saved": scores[:, 0] >= thresholds[:, 0]}
+    heads = [guard.spec.calibration.of(example.target).harmful for example in data.examples]
+    flagged = {
+        policy: scores[:, 0] >= np.array([head.thresholds[policy] for head in heads])
+        for policy in guard.spec.calibration.policies
+    }
     return Scored(data, logits, np.vectorize(sigmoid)(logits), scores, thresholds, labels, flagged)
 
 

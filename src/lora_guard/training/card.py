@@ -2,6 +2,8 @@
 
 # ruff: noqa: E501  (Markdown tables)
 
+from typing import Any
+
 from jinja2 import Environment
 
 from lora_guard.artifact import GuardSpec
@@ -46,8 +48,7 @@ Not stated.
 {% endif %}
 ## Metrics
 
-Harmfulness after epoch {{ spec.metrics.epoch }}, at threshold 0.5. The thresholds saved with the guard are those of the best F1 on
-the validation rows ({{ "%.3f" | format(spec.calibration.harmful.threshold) }} for harmfulness).
+Harmfulness after epoch {{ spec.metrics.epoch }}, at threshold 0.5.
 
 | set | AUPRC | AUROC | precision | recall | F1 | FPR | accuracy |
 |---|---|---|---|---|---|---|---|
@@ -55,6 +56,7 @@ the validation rows ({{ "%.3f" | format(spec.calibration.harmful.threshold) }} f
 | {{ name }} |{% for key in ["auprc", "auroc", "precision", "recall", "f1", "fpr", "accuracy"] %} {{ figure(metrics.get(key)) }} |{% endfor %}
 {%- endfor %}
 
+{{ calibration }}
 ## How it was made
 
     lora-guard train RUN --config config.yaml --set data_root=DATA
@@ -69,6 +71,25 @@ nothing of whether a statement is true. Judge the thresholds on your own data be
 """
 
 
+_CALIBRATION = """\
+## Calibration
+
+A score is the estimated probability of harm on text like the rows it was calibrated on:
+{%- if record %} {{ "{:,}".format(record.rows) }} rows of {% for part in record.data %}{{ ", " if not loop.first }}`{{ part.file }}`{% endfor %}.
+{%- else %} the validation rows of the run.{% endif %}
+A text is flagged from its policy's threshold on; those of harmfulness:
+
+| policy | chosen by | prompt | response |
+|---|---|---|---|
+{%- for name, policy in calibration.policies.items() %}
+| {{ name }}{{ " (default)" if name == calibration.default_policy }} | {{ policy }} |
+{%- for target in ["prompt", "response"] %} {{ "%.3f" | format(calibration.of(target).harmful.thresholds[name]) }} |{% endfor %}
+{%- endfor %}
+
+`guard.json` has those of the categories, and on how many rows each stands.
+"""
+
+
 _ADAPTERS = {
     "lora": "low-rank adapters and linear heads",
     "alora": "activated low-rank adapters, which read the chat's own keys and values, and linear heads",
@@ -79,8 +100,31 @@ _ADAPTERS = {
 def model_card(spec: GuardSpec) -> str:
     """The card of a guard, Markdown."""
     adapter = _ADAPTERS[spec.adapter]
-    template = Environment(keep_trailing_newline=True, autoescape=False).from_string(_TEMPLATE)
-    return template.render(spec=spec, adapter=adapter, categories=spec.taxonomy["categories"], figure=_figure)
+    categories = spec.taxonomy["categories"]
+    calibration = _calibration(spec)
+    return _render(
+        _TEMPLATE, spec=spec, adapter=adapter, categories=categories, calibration=calibration, figure=_figure
+    )
+
+
+def with_calibration(card: str, spec: GuardSpec) -> str:
+    """A card with the section on calibration that the spec asks for, in the old one's place or else at the end.
+
+    All else stays, for a card may have been written by hand.
+    """
+    before, heading, rest = f"\n{card}".partition("\n## Calibration\n")
+    if not heading:
+        return f"{card.rstrip()}\n\n{_calibration(spec)}"
+    _, next_heading, after = rest.partition("\n## ")
+    return f"{before[1:]}\n{_calibration(spec)}{next_heading}{after}"
+
+
+def _calibration(spec: GuardSpec) -> str:
+    return _render(_CALIBRATION, calibration=spec.calibration, record=spec.provenance.get("calibration"))
+
+
+def _render(template: str, **values: Any) -> str:
+    return Environment(keep_trailing_newline=True, autoescape=False).from_string(template).render(values)
 
 
 def _figure(value: float | None) -> str:

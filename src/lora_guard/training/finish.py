@@ -16,14 +16,15 @@ from torch.distributed.fsdp import FSDPModule
 from lora_guard import files
 from lora_guard.artifact import BaseReference, DataReference, GuardSpec, HeadsShape
 from lora_guard.engine import torch_guard
-from lora_guard.evaluation.metrics import best_f1_threshold, point_metrics
+from lora_guard.evaluation.calibrate import fit
+from lora_guard.evaluation.metrics import point_metrics
 from lora_guard.evaluation.plots import loss_curves, pr_curves
 from lora_guard.model import batched_logits
 from lora_guard.progress import progress
 from lora_guard.training.card import model_card
 from lora_guard.training.rows import RowSet
 from lora_guard.training.run import Run, read_records
-from lora_guard.verdict import Calibration, Calibrator
+from lora_guard.verdict import Calibration, Policy
 
 Array = NDArray[np.float64]
 
@@ -40,8 +41,7 @@ def finish_epoch(run: Run, epoch: int) -> None:
         logits[row_set.name] = _logits(run, row_set)
         if run.accelerator.is_main_process:
             _save_logits(run, epoch, row_set, logits[row_set.name])
-    labels = {row_set.name: row_set.labels.double().numpy() for row_set in sets}
-    _write_epoch(run, epoch, {name: _sigmoid(values) for name, values in logits.items()}, labels)
+    _write_epoch(run, epoch, sets, logits)
     run.accelerator.wait_for_everyone()
 
 
@@ -89,13 +89,15 @@ def _save_logits(run: Run, epoch: int, row_set: RowSet, logits: Array) -> None:
     files.write_bytes(folder / f"epoch-{epoch}.{row_set.name.replace('/', '_')}.safetensors", save(tensors))
 
 
-def _write_epoch(run: Run, epoch: int, scores: dict[str, Array], labels: dict[str, Array]) -> None:
+def _write_epoch(run: Run, epoch: int, sets: list[RowSet], logits: dict[str, Array]) -> None:
     """Checkpoint, plots and metrics of an epoch, by the main process; the line that completes it comes last."""
     main = run.accelerator.is_main_process
     if main:
         run.folder.forget_epoch(epoch)
+    labels = {row_set.name: row_set.labels.double().numpy() for row_set in sets}
+    scores = {name: _sigmoid(values) for name, values in logits.items()}
     records = [_record(run, epoch, name, scores[name], labels[name]) for name in scores]
-    calibration = _calibration(run, scores["validation"], labels["validation"])
+    calibration = _calibration(run, next(part for part in sets if part.name == "validation"), logits["validation"])
     spec = _spec(run, calibration, {"epoch": epoch, "sets": {r["set"]: r["harmfulness"] for r in records}})
     card, licence = model_card(spec), _licence(run)
     torch_guard.save(run.model, spec, run.folder.checkpoint(epoch), card=card, licence=licence, main=main)
@@ -123,15 +125,10 @@ def _record(run: Run, epoch: int, name: str, scores: Array, labels: Array) -> di
     return {"epoch": epoch, "set": name, "n": len(labels), "harmfulness": harmfulness, "categories": metrics}
 
 
-def _calibration(run: Run, scores: Array, labels: Array) -> Calibration:
-    """Thresholds of best F1 on the validation rows, 0.5 where they have no positive or no negative."""
-
-    def calibrator(index: int) -> Calibrator:
-        known = ~np.isnan(labels[:, index])
-        return Calibrator(threshold=best_f1_threshold(scores[known, index], labels[known, index] == 1))
-
-    categories = {name: calibrator(1 + index) for index, name in enumerate(run.taxonomy.categories)}
-    return Calibration(harmful=calibrator(0), categories=categories)
+def _calibration(run: Run, validation: RowSet, logits: Array) -> Calibration:
+    """The default policy has the best F1 on the validation rows; ``lora-guard calibrate`` can choose another rule."""
+    labels = validation.labels.double().numpy()
+    return fit(logits, labels, validation.targets, run.taxonomy.categories, Policy(rule="best_f1"))
 
 
 def _spec(run: Run, calibration: Calibration, metrics: dict[str, Any]) -> GuardSpec:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_guard.config import Source, TrainConfig
+from lora_guard.conversation import Target
 from lora_guard.data.augment import augmented
 from lora_guard.data.example import Example
 from lora_guard.data.sources import read
@@ -24,12 +25,14 @@ from lora_guard.taxonomy import Taxonomy
 class RowSet:
     """Rows ready for the model.
 
-    ``windows`` are each row's windows of token ids, one for most; ``labels`` is ``[rows, 1 + K]``, nan where unknown.
+    ``windows`` are each row's windows of token ids, one for most; ``labels`` is ``[rows, 1 + K]``, nan where unknown;
+    ``targets`` are what was judged of each row.
     """
 
     name: str
     windows: list[list[list[int]]]
     labels: Tensor
+    targets: list[Target]
 
     @cached_property
     def ids(self) -> list[list[int]]:
@@ -41,7 +44,12 @@ class RowSet:
         if count is None or count >= len(self.windows):
             return self
         chosen = [index * len(self.windows) // count for index in range(count)]
-        return RowSet(self.name, [self.windows[index] for index in chosen], self.labels[chosen])
+        return RowSet(
+            self.name,
+            [self.windows[index] for index in chosen],
+            self.labels[chosen],
+            [self.targets[index] for index in chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,8 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
 
     def rows(name: str, examples: Sequence[Example]) -> RowSet:
         labels = torch.tensor([example.labels(taxonomy) for example in examples])
-        return RowSet(name, [judged(example).windows(config.max_length) for example in examples], labels)
+        windows = [judged(example).windows(config.max_length) for example in examples]
+        return RowSet(name, windows, labels, [example.target for example in examples])
 
     training = rows("train", chosen.train)
 
@@ -129,7 +138,7 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
         for row, (example, clean) in enumerate(zip(chosen.train, training.windows, strict=True)):
             changed = augmented(example, config.augment, seed=config.seed, epoch=epoch, row=row)
             windows.append(clean if changed == example else judged(changed).windows(config.max_length))
-        return RowSet("train", windows, training.labels)
+        return RowSet("train", windows, training.labels, training.targets)
 
     return RunRows(
         train=training,

@@ -1,0 +1,167 @@
+"""``lora-guard calibrate``: score labelled rows with a guard, fit its calibration anew, write the guard to a folder."""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
+
+from lora_guard import artifact, files
+from lora_guard.conversation import TARGETS, Target
+from lora_guard.data.example import Example
+from lora_guard.data.sources import read_file
+from lora_guard.data.split import fold
+from lora_guard.errors import ConfigError, DataError
+from lora_guard.evaluation.calibrate import fit, held_out_scores, scores
+from lora_guard.evaluation.metrics import Floats, point_metrics
+from lora_guard.guard import Guard
+from lora_guard.progress import progress
+from lora_guard.training.card import with_calibration
+from lora_guard.verdict import Calibration, Policy
+
+
+def default_rule(target_fpr: float | None, target_recall: float | None, best_f1: bool) -> Policy:
+    """The rule of the default policy; best F1 when nothing is asked for.
+
+    Raises:
+        ConfigError: two rules at once.
+    """
+    if (target_fpr is not None) + (target_recall is not None) + best_f1 > 1:
+        raise ConfigError("several rules for one policy; allowed: one of --target-fpr, --target-recall, --best-f1")
+    if target_fpr is not None:
+        return Policy(rule="target_fpr", value=target_fpr)
+    if target_recall is not None:
+        return Policy(rule="target_recall", value=target_recall)
+    return Policy(rule="best_f1")
+
+
+def check_out(out: Path) -> None:
+    """Find before anything is loaded that a folder is not for a guard.
+
+    Raises:
+        ConfigError: something else than a guard is there.
+    """
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not empty and not (out / artifact.SPEC_FILE).is_file():
+        raise ConfigError(f"{out} exists and is not a guard; allowed: a new folder, or a guard to replace")
+
+
+def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, balanced: Policy) -> list[dict[str, Any]]:
+    """Fit a guard's calibration on labelled rows and write the guard with it; its weights stay as they are.
+
+    Args:
+        guard: scores the rows.
+        folder: where it was read from.
+        paths: files of labelled rows that the guard was not trained on; rows without any label are left out.
+        out: the folder of the new guard, may be ``folder``.
+        balanced: how the default policy chooses its thresholds.
+
+    Returns:
+        For each target and head its calibrator's fields, ``target``, ``head``, and ``ece_before`` and ``ece_after``:
+        the calibration error of the old calibration on the target's rows, and of a fit on the half of the prompts that
+        a row is not among (None without labelled rows of the target).
+
+    Raises:
+        ConfigError: ``out`` is something else than a guard.
+        DataError: a missing or bad file, or one without a labelled row.
+        ResourceError: no memory for a batch, or no disk space.
+    """
+    check_out(out)
+    examples = [row for path in paths for row in _labelled(path, guard)]  # every file is checked before scoring
+    targets = [row.target for row in examples]
+    with progress("score", len(examples)) as tick:
+        rows = guard.logits([row.conversation() for row in examples], done=tick)
+    logits = np.array([[row.harmful, *row.categories] for row in rows])
+    labels = np.array([row.labels(guard.taxonomy) for row in examples])
+    fitted = fit(logits, labels, targets, guard.taxonomy.categories, balanced)
+    held_out = held_out_scores(logits, labels, targets, [fold(row.prompt) for row in examples], fitted)
+    before = scores(guard.spec.calibration, logits, targets)
+    summary = _summary(fitted, targets, labels, before, held_out)
+    record = {
+        "data": [{"file": path.name, "sha256": files.sha256(path)} for path in paths],
+        "rows": len(examples),
+        "lora-guard": version("lora-guard"),
+        "ece": {target: _harmfulness(summary, target) for target in TARGETS},
+    }
+    provenance = guard.spec.provenance | {"calibration": record}
+    spec = guard.spec.model_copy(update={"calibration": fitted, "provenance": provenance})
+    card = folder / artifact.CARD_FILE
+    before_card = card.read_text("utf-8") if card.is_file() else f"# {spec.name}\n"
+    artifact.rewrite(folder, out, spec, card=with_calibration(before_card, spec))
+    return summary
+
+
+def show(summary: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Print what :func:`calibrate` returned: a table a target, which fits 80 columns, or one line of JSON."""
+    if as_json:
+        print(json.dumps(summary))
+        return
+    console = Console(emoji=False, markup=False, highlight=False)
+    for target in TARGETS:
+        console.print(_table(target, [row for row in summary if row["target"] == target]))
+    console.print(
+        "n, pos: rows and positives of the fit (* both targets' for want of ten rows of a\n"
+        "class, - no fit for want of one). score = sigmoid(logit / T + bias). ECE:\n"
+        "calibration error on the target's rows, before→after, the latter on prompts that\n"
+        "the fit did not see. Last columns: each policy's threshold."
+    )
+
+
+def _table(target: Target, rows: Sequence[dict[str, Any]]) -> Table:
+    names = list(rows[0]["thresholds"])
+    figures = (Column(name, justify="right", no_wrap=True) for name in ("n", "pos", "T", "bias", "ECE", *names))
+    table = Table(
+        Column("head", overflow="fold", max_width=16), *figures, title=target, box=SIMPLE, padding=(0, 1, 0, 0)
+    )
+    for row in rows:
+        mark = {"both": "*", "nothing": "-"}.get(row["fitted_on"], "")
+        table.add_row(
+            row["head"].partition(",")[0],
+            f"{row['rows']}{mark}",
+            str(row["positives"]),
+            f"{row['temperature']:.2f}",
+            f"{row['bias']:.2f}",
+            f"{_figure(row['ece_before'])}→{_figure(row['ece_after'])}",
+            *(f"{row['thresholds'][name]:.3f}" for name in names),
+        )
+    return table
+
+
+def _labelled(path: Path, guard: Guard) -> list[Example]:
+    rows = [row for row in read_file(path, guard.taxonomy) if row.harmful is not None or row.categories]
+    if not rows:
+        raise DataError(f"data file {str(path)!r} has no labelled row; needed: 'unsafe' or 'categories' in some")
+    return rows
+
+
+def _summary(
+    fitted: Calibration, targets: Sequence[Target], labels: Floats, before: Floats, after: Floats
+) -> list[dict[str, Any]]:
+    summary = []
+    for target in TARGETS:
+        of_target = np.array([row == target for row in targets])
+        names = ["harmfulness", *fitted.categories]
+        for index, (name, head) in enumerate(zip(names, fitted.of(target).heads, strict=True)):
+            rows = of_target & ~np.isnan(labels[:, index])
+            errors = [_ece(found[rows, index], labels[rows, index]) for found in (before, after)]
+            figures = {"ece_before": errors[0], "ece_after": errors[1]}
+            summary.append({"target": target, "head": name, **head.model_dump(mode="json"), **figures})
+    return summary
+
+
+def _ece(found: Floats, labels: Floats) -> float | None:
+    return point_metrics(found, labels == 1, 0.5)["ece"] if len(found) else None
+
+
+def _harmfulness(summary: Sequence[dict[str, Any]], target: Target) -> dict[str, float | None]:
+    row = next(row for row in summary if row["target"] == target)
+    return {"before": row["ece_before"], "held_out": row["ece_after"]}
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

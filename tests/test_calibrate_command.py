@@ -1,0 +1,195 @@
+"""``lora-guard calibrate`` writes a guard of the same weights whose verdicts are those of the new calibration."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from guards import tiny_guard_folder
+from typer.testing import CliRunner
+
+from lora_guard import Conversation, Guard, artifact, files
+from lora_guard.cli import app
+from lora_guard.errors import ResourceError
+from lora_guard.verdict import Policy
+
+WEIGHTS = ["adapter_config.json", "adapter_model.safetensors", "heads.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_guard_folder(tmp_path_factory.mktemp("guard"))
+
+
+def rows() -> list[dict[str, Any]]:
+    """Prompts and responses; category a is known of two thirds, b of nothing; two rows have no label at all."""
+    made: list[dict[str, Any]] = []
+    for n in range(80):
+        row: dict[str, Any] = {"prompt": f"question {n // 2} " + "x" * (n % 7), "unsafe": n % 3 == 0}
+        if n % 2:
+            row["response"] = "y" * (1 + n % 5)
+        if n % 3:
+            row["categories"] = {"a": n % 4 == 0}
+        made.append(row)
+    return [*made, {"prompt": "nobody said"}, {"prompt": "nobody said", "unsafe": None, "categories": {"a": None}}]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows()), "utf-8")
+    return path
+
+
+def run(*words: str | Path) -> Any:
+    result = CliRunner().invoke(app, ["calibrate", *map(str, words)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def refusal(*words: str | Path) -> str:
+    result = run(*words)
+    assert result.exit_code == 1
+    *_, line = result.stderr.splitlines()
+    return str(line)
+
+
+def verdicts(guard: Guard) -> dict[str, list[tuple[bool, bool]]]:
+    """Flag and label of the labelled rows, by target."""
+    known = [row for row in rows() if row.get("unsafe") is not None]
+    found = guard.moderate([Conversation.of(row["prompt"], row.get("response")) for row in known])
+    pairs: dict[str, list[tuple[bool, bool]]] = {"prompt": [], "response": []}
+    for row, verdict in zip(known, found, strict=True):
+        pairs[verdict.target].append((verdict.flagged, row["unsafe"]))
+    return pairs
+
+
+def rate(pairs: list[tuple[bool, bool]], label: bool) -> float:
+    return float(np.mean([flagged for flagged, harmful in pairs if harmful is label]))
+
+
+def test_the_new_guard_has_the_same_weights_and_keeps_the_rate_on_each_target(
+    folder: Path, data: Path, tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    out = tmp_path / "out"
+    assert run("--guard", folder, "--data", data, "--target-fpr", "0.2", "--out", out).exit_code == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert all((out / name).read_bytes() == before[name] for name in WEIGHTS)
+    spec, old = artifact.read_spec(out), artifact.read_spec(folder)
+    assert spec.files == old.files
+    assert spec.model_dump(exclude={"calibration", "provenance"}) == old.model_dump(
+        exclude={"calibration", "provenance"}
+    )
+    assert spec.calibration.policies["balanced"] == Policy(rule="target_fpr", value=0.2)
+    for pairs in verdicts(Guard.load(out, bulk=True)).values():
+        assert rate(pairs, False) <= 0.2
+    for pairs in verdicts(Guard.load(out, bulk=True, policy="strict")).values():
+        assert rate(pairs, True) >= 0.95
+    for pairs in verdicts(Guard.load(out, bulk=True, policy="permissive")).values():
+        assert rate(pairs, False) <= 0.02
+
+
+def test_guard_and_card_say_on_which_rows_the_calibration_stands(folder: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("--guard", folder, "--data", data, "--out", out)
+    spec = artifact.read_spec(out)
+    record = spec.provenance["calibration"]
+    assert record["rows"] == 80
+    assert record["data"] == [{"file": "mine.jsonl", "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}]
+    assert set(record["ece"]) == {"prompt", "response"}
+    harmful, a, b = spec.calibration.prompt.heads
+    assert (harmful.rows, harmful.positives, harmful.fitted_on) == (40, 14, "prompt")
+    assert a.rows == len([row for row in rows()[:80] if "categories" in row and "response" not in row])
+    assert (b.rows, b.fitted_on, b.thresholds["balanced"]) == (0, "nothing", 0.5)
+    card = (out / "README.md").read_text("utf-8")
+    assert card.startswith("# tiny\n\n## Calibration\n")
+    assert "80 rows of `mine.jsonl`." in card
+    assert str(data.parent) not in (out / "guard.json").read_text("utf-8") + card
+
+
+def test_the_summary_has_every_head_of_every_target(folder: Path, data: Path, tmp_path: Path) -> None:
+    words = ["--guard", folder, "--data", data, "--out", tmp_path / "out"]
+    summary = json.loads(run(*words, "--json").stdout)
+    assert [(row["target"], row["head"]) for row in summary] == [
+        (target, head) for target in ("prompt", "response") for head in ("harmfulness", "a", "b")
+    ]
+    assert list(summary[0]["thresholds"]) == ["strict", "balanced", "permissive"]
+    assert 0 <= summary[0]["ece_after"] <= 1
+    assert summary[2]["ece_before"] is None
+    shown = run(*words).stdout
+    assert shown.count("harmfulness") == 2
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_guard_may_be_calibrated_in_its_place_and_again(folder: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("--guard", folder, "--data", data, "--out", out)
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    run("--guard", out, "--data", data, "--out", out)
+    second = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert first["README.md"] == second["README.md"]
+    assert artifact.read_spec(out).calibration == type(artifact.read_spec(out).calibration).model_validate(
+        json.loads(first["guard.json"])["calibration"]
+    )
+
+
+def test_an_evaluation_by_policy_uses_its_thresholds(folder: Path, data: Path, tmp_path: Path) -> None:
+    run("--guard", folder, "--data", data, "--out", tmp_path / "out")
+    found = {}
+    for policy in ("strict", "balanced", "permissive"):
+        words = ["eval", "--guard", str(tmp_path / "out"), "--data", str(data), "--policy", policy]
+        CliRunner().invoke(app, [*words, "--resamples", "10", "--out", str(tmp_path / policy)], catch_exceptions=False)
+        results = json.loads((tmp_path / policy / "results.json").read_text("utf-8"))
+        assert results["provenance"]["policy"] == policy
+        found[policy] = results["datasets"]["mine"]["harmfulness"]
+    assert found["strict"]["recall"]["value"] >= 0.95
+    assert found["permissive"]["fpr"]["value"] <= 0.02
+    assert found["balanced"]["recall"]["value"] <= found["strict"]["recall"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a"}\n{"prompt": "b", "unsafe": null}\n', "has no labelled row; needed: 'unsafe' or 'categories'"),
+        ('{"prompt": "a", "unsafe": true, "categories": {"c": true}}\n', "has no category 'c'"),
+        ("", "is empty"),
+    ],
+)
+def test_rows_that_teach_nothing_are_refused_and_nothing_is_written(
+    folder: Path, data: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(text, "utf-8")
+    assert message in refusal("--guard", folder, "--out", tmp_path / "out", "--data", data, bad)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_guard_is_not_written_over(folder: Path, data: Path, tmp_path: Path) -> None:
+    for out in (data, tmp_path):
+        assert "exists and is not a guard" in refusal("--guard", folder, "--data", data, "--out", out)
+    assert data.is_file()
+
+
+@pytest.mark.parametrize("words", [["--target-fpr", "1.5"], ["--target-recall", "-1"], ["--target-fpr", "x"]])
+def test_a_rate_outside_its_range_is_a_usage_error(words: list[str], data: Path, tmp_path: Path) -> None:
+    result = run("--data", data, "--out", tmp_path / "out", *words)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{words[0]}'" in result.stderr
+
+
+def test_a_full_disk_leaves_the_old_guard(
+    folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run("--guard", folder, "--data", data, "--out", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(path: Path, content: bytes) -> None:
+        raise ResourceError(f"{path} cannot be written: no space left on the disk")
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    assert "no space left" in refusal("--guard", folder, "--data", data, "--target-fpr", "0.1", "--out", out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
