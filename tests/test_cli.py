@@ -16,7 +16,7 @@ from lora_guard import ChatEnd, Check, Conversation, Guard, Verdict
 from lora_guard.cli import app
 from lora_guard.terminal import printable
 
-COMMANDS = ["train", "eval", "calibrate", "moderate", "chat", "bench", "doctor"]
+COMMANDS = ["train", "eval", "calibrate", "moderate", "chat", "serve", "export", "bench", "doctor"]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_rows_go_from_file_to_file_and_from_stdin_to_stdout(folder: Path, tmp_pa
         (["chat", "--guard", "nobody/nothing"], "guard 'nobody/nothing' not found"),
         (["moderate", "--prompt", "a", "--policy", "strct"], "did you mean 'strict'? allowed: strict, balanced"),
         (["calibrate", "--data", "a", "--out", "out", "--guard", "nobody/nothing"], "guard 'nobody/nothing' not found"),
-        (["calibrate", "--data", "a", "--out", "."], ". exists and is not a guard; allowed: a new folder"),
+        (["calibrate", "--data", "a", "--out", "/"], "/ exists and is not a guard; allowed: a new folder"),
         (["calibrate", "--data", "a", "--out", "o", "--best-f1", "--target-fpr", "0"], "several rules for one policy"),
         (["train", "out", "--config", "none.yaml"], "config none.yaml cannot be read"),
         (["train", "out"], "field 'train' is missing"),

@@ -22,6 +22,7 @@ def provenance(guard: Guard, data: Mapping[str, Mapping[str, Any]], command: str
     return {
         "guard": guard.spec.name,
         "guard_files": dict(guard.spec.files),
+        "policy": guard.policy,
         "parameters": guard.parameters,
         "base": guard.spec.base.model_dump(mode="json"),
         "data": {name: dict(entry) for name, entry in data.items()},
