@@ -22,7 +22,7 @@ pytestmark = pytest.mark.extras
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A bundle and its base model's GGUF file."""
     folder = tmp_path_factory.mktemp("guard")
-    guard = tiny_guard_folder(folder, adapter_kind=request.param, max_length=400, strength=0.02)
+    guard = tiny_guard_folder(folder, adapter_kind=request.param, max_length=400, strength=0.005)
     file = tiny_gguf(folder / "base.gguf", base_model.load(str(folder / "base")).model)
     words = ["export", str(folder / "bundle"), "--guard", str(guard), "--model", str(file)]
     result = CliRunner().invoke(app, words)
