@@ -42,13 +42,31 @@ static char * read_file(const char * folder, const char * name) {
     return data;
 }
 
-// The number behind a key of guard.json that follows the word `section`.
-static double number(const char * json, const char * section, const char * key) {
-    const char * place = strstr(json, section);
-    place = place ? strstr(place, key) : NULL;
-    place = place ? strchr(place, ':') : NULL;
-    if (!place) fail("lacks a field", key);
-    return atof(place + 1);
+// What follows a key of JSON; keys are looked for in the order in which guard.json is written.
+static const char * behind(const char * json, const char * key) {
+    const char * place = strstr(json, key);
+    if (!place) fail("guard.json lacks a field", key);
+    return place + strlen(key);
+}
+
+typedef struct {
+    double temperature, bias, threshold;
+} Calibrator;
+
+// How harmfulness is decided on a target, with the threshold of the guard's default policy.
+static Calibrator calibrator(const char * spec, const char * target) {
+    char policy[64] = "\"", key[64];
+    const char * calibration = behind(spec, "\"calibration\": {");
+    if (sscanf(behind(calibration, "\"default_policy\": \""), "%60[^\"]", policy + 1) != 1) fail("has no policy", spec);
+    strcat(policy, "\":");
+    snprintf(key, sizeof key, "\"%s\": {", target);
+    const char * head = behind(behind(calibration, key), "\"harmful\": {");
+    const char * thresholds = behind(head, "\"thresholds\": {");
+    return (Calibrator){
+        .temperature = atof(behind(head, "\"temperature\":")),
+        .bias = atof(behind(head, "\"bias\":")),
+        .threshold = atof(behind(thresholds, policy)),
+    };
 }
 
 // The first row of a tensor of heads.safetensors: an 8-byte length, a JSON header, then the data.
@@ -68,7 +86,7 @@ typedef struct {
     const llama_token * invocation;
     int invoked, hidden, position;
     const float *weight, *bias;
-    double temperature, threshold;
+    const char * spec;
 } Guarded;
 
 // Reads tokens of a sequence from a position on; the last of them gives logits, with `features` all give features.
@@ -110,8 +128,9 @@ static void judge(const Guarded * g, const char * target) {
     for (int i = 0; i < g->hidden; i++) logit += (double) g->weight[i] * features[i];
     llama_set_adapters_lora(g->context, NULL, 0, NULL);
     llama_memory_seq_rm(memory, GUARD, -1, -1);
-    const double score = 1 / (1 + exp(-logit / g->temperature));
-    printf("%s: %s %.4f against %.4f\n", target, score >= g->threshold ? "flagged" : "ok", score, g->threshold);
+    const Calibrator c = calibrator(g->spec, target);
+    const double score = 1 / (1 + exp(-(logit / c.temperature + c.bias)));
+    printf("%s: %s %.4f against %.4f\n", target, score >= c.threshold ? "flagged" : "ok", score, c.threshold);
 }
 
 // Answers greedily; the logits are those behind the last token read.
@@ -157,8 +176,7 @@ int main(int count, char ** words) {
         .hidden = llama_model_n_embd(model),
         .weight = tensor(heads, "\"weight\""),
         .bias = tensor(heads, "\"bias\""),
-        .temperature = number(spec, "\"calibration\"", "\"temperature\""),
-        .threshold = number(spec, "\"calibration\"", "\"threshold\""),
+        .spec = spec,
     };
     if (!g.context || !g.adapter || !g.weight) fail("does not fit the model", words[1]);
     g.invocation = llama_adapter_get_alora_invocation_tokens(g.adapter);
