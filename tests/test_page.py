@@ -92,6 +92,7 @@ def results_of(parts: list[Scored], **more: Any) -> dict[str, Any]:
         }
     provenance = {
         "guard": "<guard>",
+        "policy": "balanced",
         "parameters": 1000,
         "base": {"name": "base"},
         "data": {part.data.name: {"file": part.data.place, "sha256": part.data.sha256} for part in parts},

@@ -36,6 +36,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
             lines += ["Harmfulness beside others:", "", *_beside(provenance["guard"], dataset)]
             verdict, _ = verdict_on_controls(dataset)
             lines += [verdict, ""]
+            lines += ["Harmfulness at each policy:", "", *_confusion(dataset["confusion"])]
         if dataset.get("perturbations"):
             lines += ["Harmfulness when the judged text is disguised:", "", *perturb.table(dataset)]
         if dataset["slices"]:
@@ -92,6 +93,16 @@ def _beside(guard: str, dataset: Mapping[str, Any]) -> list[str]:
         systems.setdefault(figure["system"], {})[figure["metric"]] = figure["value"]
     for title, values in systems.items():
         lines.append(_row(title, "published", *(f"{values[n]:.3f}" if n in values else "–" for n in shown)))
+    return [*lines, ""]
+
+
+def _confusion(confusion: Mapping[str, Mapping[str, int]]) -> list[str]:
+    counts = ("true_positives", "false_negatives", "false_positives", "true_negatives")
+    lines = [
+        "| policy | harmful, flagged | harmful, missed | unharmful, flagged | unharmful, passed |",
+        "|" + "---|" * 5,
+    ]
+    lines += [_row(policy, *(f"{found[name]:,}" for name in counts)) for policy, found in confusion.items()]
     return [*lines, ""]
 
 
