@@ -23,7 +23,7 @@ demo: $(READY)  ## a few conversations through both paths
 	@$(PY) examples/demo.py
 
 test: $(READY)  ## all tests that need no extra
-	@$(PY) -m pytest -q -m "not extras"
+	@$(PY) -m pytest -q -m "not extras" -n auto --dist loadfile
 	@echo "not run: the tests that need an extra; make test-extras installs what they need"
 
 test-extras: $(VENV)/.extras  ## build and install the extras if need be, then the tests that need one
