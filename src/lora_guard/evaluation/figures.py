@@ -51,7 +51,7 @@ def curves(scores: Floats, labels: Bools, entry: Mapping[str, Any], prefix: str)
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 4.3), layout="constrained")
-        plane, roc = figure.subplots(1, 2)
+        plane, roc = figure.subplots(1, 2, width_ratios=[1.25, 1])
         recall, precision, average = precision_recall(scores, labels)
         plane.plot(*_thinned(recall, precision), color=_OURS, label=f"this guard, AUPRC {average:.3f}")
         plane.axhline(labels.mean(), color=_INK, linestyle=":", linewidth=0.8, label="chance")
@@ -102,7 +102,8 @@ def calibration(scores: Floats, uncalibrated: Floats, labels: Bools, thresholds:
         for threshold in thresholds:
             histogram.axvline(threshold, color=_INK, linewidth=1, linestyle="--")
         histogram.set(xlabel="score (dashed: thresholds)", ylabel="rows", xlim=(0, 1), title="Scores")
-        histogram.legend(loc="upper center")
+        histogram.set_ylim(top=1.15 * histogram.get_ylim()[1])  # room for the legend
+        histogram.legend(loc="upper center", ncols=2)
         return _svg(figure, prefix)
 
 
