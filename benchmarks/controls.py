@@ -69,6 +69,11 @@ def train_tf_idf(config_file: str, data: str) -> Control:
     config = TrainConfig.load(config_file, [f"data_root={data}"])
     examples = choose(config, Taxonomy.load(config.taxonomy))
     texts, labels = labelled(examples.train)
+    weights = [
+        origin.weight
+        for origin, example in zip(examples.origins, examples.train, strict=True)
+        if example.harmful is not None
+    ]
     held_out, held_out_labels = labelled(examples.validation)
     model: Any
     best, model = -1.0, None
@@ -76,7 +81,7 @@ def train_tf_idf(config_file: str, data: str) -> Control:
     train_features, held_out_features = features.fit_transform(texts), features.transform(held_out)
     for regularisation in REGULARISATIONS:
         candidate = LogisticRegression(C=regularisation, class_weight="balanced", max_iter=2000)
-        candidate.fit(train_features, labels)
+        candidate.fit(train_features, labels, sample_weight=weights)
         auprc = average_precision_score(held_out_labels, candidate.predict_proba(held_out_features)[:, 1])
         print(f"C {regularisation}: validation AUPRC {auprc:.4f}", file=sys.stderr)
         if auprc > best:
