@@ -26,11 +26,13 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from lora_guard import files
 from lora_guard.config import TrainConfig
 from lora_guard.data.example import Example
-from lora_guard.evaluation.metrics import Bools, best_f1_threshold, with_intervals
+from lora_guard.evaluation.calibrate import threshold
+from lora_guard.evaluation.metrics import Bools, with_intervals
 from lora_guard.evaluation.provenance import commit
 from lora_guard.evaluation.references import CONTROLS_FILE, Control, ControlFigures, control_from_results
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.training.rows import choose
+from lora_guard.verdict import Policy
 
 REGULARISATIONS = (0.3, 1.0, 3.0, 10.0, 30.0)
 
@@ -86,12 +88,14 @@ def train_tf_idf(config_file: str, data: str) -> Control:
         print(f"C {regularisation}: validation AUPRC {auprc:.4f}", file=sys.stderr)
         if auprc > best:
             best, model = auprc, candidate
-    threshold = best_f1_threshold(model.predict_proba(held_out_features)[:, 1], held_out_labels)
+    cut = threshold(Policy(rule="best_f1"), model.predict_proba(held_out_features)[:, 1], held_out_labels)
+    if cut is None:
+        sys.exit("error: the validation rows hold harmful rows alone, or none; needed: both")
     classifier = make_pipeline(features, model)
     sets = {}
     for source, (name, rows) in zip(config.test, examples.tests, strict=True):
         test_texts, test_labels = labelled(rows)
-        metrics = with_intervals(classifier.predict_proba(test_texts)[:, 1], test_labels, threshold)
+        metrics = with_intervals(classifier.predict_proba(test_texts)[:, 1], test_labels, cut)
         sha256 = hashlib.sha256((Path(data) / source.path).read_bytes()).hexdigest()
         sets[sha256] = ControlFigures(name=name, n=len(rows), harmfulness=metrics)
     return Control(

@@ -15,7 +15,6 @@ from lora_guard.evaluation.metrics import (
     Floats,
     _resampled,
     auprc_drop,
-    best_f1_threshold,
     ece_with_interval,
     evaluate,
     point_metrics,
@@ -161,17 +160,6 @@ def test_scores_before_calibration_have_their_error_beside_that_after() -> None:
     found = evaluate(after, labels, [0.5], [], uncalibrated=before, resamples=20)["harmfulness"]
     assert found["ece"]["value"] == pytest.approx(0)
     assert found["ece_uncalibrated"]["value"] == pytest.approx(0.4)
-
-
-def test_the_chosen_threshold_has_the_best_f1() -> None:
-    scores, labels = sample()
-    chosen = point_metrics(scores, labels, best_f1_threshold(scores, labels))
-    assert chosen["f1"] == pytest.approx(chosen["best_f1"])
-
-
-@pytest.mark.parametrize("labels", [[True, True], [False, False]])
-def test_without_both_classes_the_threshold_is_a_half(labels: list[bool]) -> None:
-    assert best_f1_threshold(np.array([0.2, 0.8]), np.array(labels)) == 0.5
 
 
 def test_labels_nobody_gave_are_left_out() -> None:

@@ -92,7 +92,7 @@ def results_of(parts: list[Scored], **more: Any) -> dict[str, Any]:
         }
     provenance = {
         "guard": "<guard>",
-        "policy": "balanced",
+        "policy": "saved",
         "parameters": 1000,
         "base": {"name": "base"},
         "data": {part.data.name: {"file": part.data.place, "sha256": part.data.sha256} for part in parts},
@@ -167,6 +167,7 @@ def test_a_figure_is_whole_and_takes_the_pages_colour(page: str) -> None:
 def test_controls_and_published_figures_are_marked_for_what_they_are(page: str) -> None:
     assert "measured, control" in page
     assert re.search(r"Other 7B\s*<span class=\"tag\">published", page)
+    assert re.search(r"saved\s*<span class=\"tag\">used above", page)
     assert "does not beat every control" in page
 
 

@@ -47,7 +47,7 @@ def point_metrics(scores: Floats, labels: Bools, threshold: float | Floats) -> d
         "auprc": average_precision_score(labels, scores) if labels.any() else np.nan,
         "auroc": roc_auc_score(labels, scores) if has_both else np.nan,
         **{name: rate[0] for name, rate in rates.items()},
-        "best_f1": _f1_curve(scores, labels)[0].max() if labels.any() else np.nan,
+        "best_f1": _f1_curve(scores, labels).max() if labels.any() else np.nan,
         **{name: rates[0] for name, rates in _tpr_at(*_above(scores, labels, once)).items()},
         "ece": _ece(scores, labels, once)[0],
     }
@@ -133,14 +133,6 @@ def evaluate(
     return {"n": len(labels), "harmfulness": columns.pop("", {}), "categories": columns}
 
 
-def best_f1_threshold(scores: Floats, labels: Bools) -> float:
-    """The highest threshold of the best F1; 0.5 where there is no positive or no negative to choose by."""
-    if not labels.any() or labels.all():
-        return 0.5
-    f1, thresholds = _f1_curve(scores, labels)
-    return float(thresholds[np.flatnonzero(f1 == f1.max())[-1]])
-
-
 def precision_recall(scores: Floats, labels: Bools) -> tuple[Floats, Floats, float]:
     """Recall and precision of the curve, and its average precision."""
     precision, recall, _ = precision_recall_curve(labels, scores)
@@ -157,12 +149,12 @@ def reliability(scores: Floats, labels: Bools) -> tuple[Floats, Floats, Floats]:
     return mean, share, count[filled]
 
 
-def _f1_curve(scores: Floats, labels: Bools) -> tuple[Floats, Floats]:
-    """F1 at each threshold that occurs, and the thresholds, ascending."""
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
+def _f1_curve(scores: Floats, labels: Bools) -> Floats:
+    """F1 at each threshold that occurs, ascending."""
+    precision, recall, _ = precision_recall_curve(labels, scores)
     both = precision + recall
-    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
-    return f1[:-1], thresholds
+    f1: Floats = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+    return f1[:-1]
 
 
 def _draws(rows: int, resamples: int, seed: int) -> Iterator[Floats]:

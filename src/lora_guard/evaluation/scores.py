@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def score_set(guard: Guard, data: EvalSet, folder: Path) -> tuple[Scored, float 
     """The guard's scores on a set, from ``folder`` if it holds them, else computed and kept there.
 
     Kept are logits and labels, never text. They are used again if the guard's weights, the base model and the set are
-    the same by hash.
+    the same by hash, and the program has the same version.
 
     Returns:
         The scores, and the rows a second; None where nothing was scored.
@@ -84,7 +85,7 @@ def _decided(guard: Guard, data: EvalSet, logits: Floats, labels: Floats) -> Sco
 def _key(guard: Guard, data: EvalSet) -> str:
     """A hash of all that decides the logits of a set."""
     spec = guard.spec.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_LOGITS)
-    deciding = [spec, guard.base_fingerprint, data.sha256, len(data.examples)]
+    deciding = [spec, guard.base_fingerprint, data.sha256, len(data.examples), version("lora-guard")]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
