@@ -103,7 +103,7 @@ def calibration(scores: Floats, uncalibrated: Floats, labels: Bools, thresholds:
             histogram.axvline(threshold, color=_INK, linewidth=1, linestyle="--")
         histogram.set(xlabel="score (dashed: thresholds)", ylabel="rows", xlim=(0, 1), title="Scores")
         histogram.set_ylim(top=1.15 * histogram.get_ylim()[1])  # room for the legend
-        histogram.legend(loc="upper center", ncols=2)
+        histogram.legend(loc="upper right", ncols=2)
         return _svg(figure, prefix)
 
 
