@@ -11,6 +11,7 @@ from guards import tiny_guard_folder
 from typer.testing import CliRunner
 
 from lora_guard import Conversation, Guard, artifact, files
+from lora_guard.calibrate_command import show
 from lora_guard.cli import app
 from lora_guard.errors import ResourceError
 from lora_guard.verdict import Policy
@@ -99,7 +100,7 @@ def test_guard_and_card_say_on_which_rows_the_calibration_stands(folder: Path, d
     record = spec.provenance["calibration"]
     assert record["rows"] == 80
     assert record["data"] == [{"file": "mine.jsonl", "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}]
-    assert set(record["ece"]) == {"prompt", "response"}
+    assert list(record["ece"]) == ["before", "held_out"]
     harmful, a, b = spec.calibration.prompt.heads
     assert (harmful.rows, harmful.positives, harmful.fitted_on) == (40, 14, "prompt")
     assert a.rows == len([row for row in rows()[:80] if "categories" in row and "response" not in row])
@@ -113,14 +114,32 @@ def test_guard_and_card_say_on_which_rows_the_calibration_stands(folder: Path, d
 def test_the_summary_has_every_head_of_every_target(folder: Path, data: Path, tmp_path: Path) -> None:
     words = ["--guard", folder, "--data", data, "--out", tmp_path / "out"]
     summary = json.loads(run(*words, "--json").stdout)
-    assert [(row["target"], row["head"]) for row in summary] == [
+    heads = summary["heads"]
+    assert [(row["target"], row["head"]) for row in heads] == [
         (target, head) for target in ("prompt", "response") for head in ("harmfulness", "a", "b")
     ]
-    assert list(summary[0]["thresholds"]) == ["strict", "balanced", "permissive"]
-    assert 0 <= summary[0]["ece_after"] <= 1
-    assert summary[2]["ece_before"] is None
+    assert list(heads[0]["thresholds"]) == ["strict", "balanced", "permissive"]
+    assert all(0 <= value <= 1 for error in (summary["ece"], heads[0]["ece"]) for value in error.values())
+    assert heads[2]["ece"] == {"before": None, "held_out": None}
     shown = run(*words).stdout
     assert shown.count("harmfulness") == 2
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_table_fits_80_columns_with_thousands_of_rows_and_names_in_one_piece(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wide = {"rows": 12345, "positives": 6789, "temperature": 12.34, "bias": -12.34, "fitted_on": "both"}
+    error = {"before": 0.123, "held_out": 0.045}
+    thresholds = dict.fromkeys(("strict", "balanced", "permissive"), 0.123)
+    heads = [
+        {"target": target, "head": "harmfulness", **wide, "ece": error, "thresholds": thresholds}
+        for target in ("prompt", "response")
+    ]
+    show({"ece": error, "heads": heads}, as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.count("harmfulness ") == 2
+    assert shown.count("12345*") == 2
     assert max(map(len, shown.splitlines())) <= 80
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -18,7 +17,7 @@ from lora_guard.data.sources import read_file
 from lora_guard.data.split import fold
 from lora_guard.errors import ConfigError, DataError
 from lora_guard.evaluation.calibrate import fit, held_out_scores, scores
-from lora_guard.evaluation.metrics import Floats, point_metrics
+from lora_guard.evaluation.metrics import Bools, Floats, point_metrics
 from lora_guard.guard import Guard
 from lora_guard.progress import progress
 from lora_guard.training.card import with_calibration
@@ -51,7 +50,7 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"{out} exists and is not a guard; allowed: a new folder, or a guard to replace")
 
 
-def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, balanced: Policy) -> list[dict[str, Any]]:
+def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, balanced: Policy) -> dict[str, Any]:
     """Fit a guard's calibration on labelled rows and write the guard with it; its weights stay as they are.
 
     Args:
@@ -62,9 +61,9 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
         balanced: how the default policy chooses its thresholds.
 
     Returns:
-        For each target and head its calibrator's fields, ``target``, ``head``, and ``ece_before`` and ``ece_after``:
-        the calibration error of the old calibration on the target's rows, and of a fit on the half of the prompts that
-        a row is not among (None without labelled rows of the target).
+        ``heads``: for each target and head the calibrator's fields, ``target``, ``head``, and ``ece``; and ``ece`` of
+        harmfulness on the rows of both targets. Each is ``{"before", "held_out"}``: the error of the guard's old
+        calibration, and of a fit on the half of the prompts that a row is not among; None without labelled rows.
 
     Raises:
         ConfigError: ``out`` is something else than a guard.
@@ -81,29 +80,31 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
     fitted = fit(logits, labels, targets, guard.taxonomy.categories, balanced)
     held_out = held_out_scores(logits, labels, targets, [fold(row.prompt) for row in examples], fitted)
     before = scores(guard.spec.calibration, logits, targets)
-    summary = _summary(fitted, targets, labels, before, held_out)
+    found = {"before": before, "held_out": held_out}
+    error = _ece(found, labels, 0, np.ones(len(examples), dtype=bool))
     record = {
         "data": [{"file": path.name, "sha256": files.sha256(path)} for path in paths],
         "rows": len(examples),
         "lora-guard": version("lora-guard"),
-        "ece": {target: _harmfulness(summary, target) for target in TARGETS},
+        "ece": error,
     }
     provenance = guard.spec.provenance | {"calibration": record}
     spec = guard.spec.model_copy(update={"calibration": fitted, "provenance": provenance})
     card = folder / artifact.CARD_FILE
     before_card = card.read_text("utf-8") if card.is_file() else f"# {spec.name}\n"
     artifact.rewrite(folder, out, spec, card=with_calibration(before_card, spec))
-    return summary
+    return {"ece": error, "heads": _heads(fitted, targets, labels, found)}
 
 
-def show(summary: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+def show(summary: dict[str, Any], *, as_json: bool) -> None:
     """Print what :func:`calibrate` returned: a table a target, which fits 80 columns, or one line of JSON."""
     if as_json:
         print(json.dumps(summary))
         return
     console = Console(emoji=False, markup=False, highlight=False)
     for target in TARGETS:
-        console.print(_table(target, [row for row in summary if row["target"] == target]))
+        console.print(_table(target, [row for row in summary["heads"] if row["target"] == target]), "")
+    console.print(f"Harmfulness, rows of both targets: ECE {_change(summary['ece'])}.\n")
     console.print(
         "n, pos: rows and positives of the fit (* both targets' for want of ten rows of a\n"
         "class, - no fit for want of one). score = sigmoid(logit / T + bias). ECE:\n"
@@ -115,9 +116,7 @@ def show(summary: Sequence[dict[str, Any]], *, as_json: bool) -> None:
 def _table(target: Target, rows: Sequence[dict[str, Any]]) -> Table:
     names = list(rows[0]["thresholds"])
     figures = (Column(name, justify="right", no_wrap=True) for name in ("n", "pos", "T", "bias", "ECE", *names))
-    table = Table(
-        Column("head", overflow="fold", max_width=16), *figures, title=target, box=SIMPLE, padding=(0, 1, 0, 0)
-    )
+    table = Table(Column("head", overflow="fold", max_width=20), *figures, title=target, box=None, padding=(0, 1, 0, 0))
     for row in rows:
         mark = {"both": "*", "nothing": "-"}.get(row["fitted_on"], "")
         table.add_row(
@@ -126,7 +125,7 @@ def _table(target: Target, rows: Sequence[dict[str, Any]]) -> Table:
             str(row["positives"]),
             f"{row['temperature']:.2f}",
             f"{row['bias']:.2f}",
-            f"{_figure(row['ece_before'])}→{_figure(row['ece_after'])}",
+            _change(row["ece"]),
             *(f"{row['thresholds'][name]:.3f}" for name in names),
         )
     return table
@@ -139,29 +138,27 @@ def _labelled(path: Path, guard: Guard) -> list[Example]:
     return rows
 
 
-def _summary(
-    fitted: Calibration, targets: Sequence[Target], labels: Floats, before: Floats, after: Floats
+def _heads(
+    fitted: Calibration, targets: Sequence[Target], labels: Floats, found: dict[str, Floats]
 ) -> list[dict[str, Any]]:
-    summary = []
+    heads = []
     for target in TARGETS:
-        of_target = np.array([row == target for row in targets])
+        rows = np.array([row == target for row in targets])
         names = ["harmfulness", *fitted.categories]
         for index, (name, head) in enumerate(zip(names, fitted.of(target).heads, strict=True)):
-            rows = of_target & ~np.isnan(labels[:, index])
-            errors = [_ece(found[rows, index], labels[rows, index]) for found in (before, after)]
-            figures = {"ece_before": errors[0], "ece_after": errors[1]}
-            summary.append({"target": target, "head": name, **head.model_dump(mode="json"), **figures})
-    return summary
+            error = _ece(found, labels, index, rows)
+            heads.append({"target": target, "head": name, **head.model_dump(mode="json"), "ece": error})
+    return heads
 
 
-def _ece(found: Floats, labels: Floats) -> float | None:
-    return point_metrics(found, labels == 1, 0.5)["ece"] if len(found) else None
+def _ece(found: dict[str, Floats], labels: Floats, index: int, rows: Bools) -> dict[str, float | None]:
+    """The calibration error of one head's scores of each kind, on those of the rows that have its label."""
+    known = rows & ~np.isnan(labels[:, index])
+    if not known.any():
+        return dict.fromkeys(found)
+    positive = labels[known, index] == 1
+    return {kind: point_metrics(part[known, index], positive, 0.5)["ece"] for kind, part in found.items()}
 
 
-def _harmfulness(summary: Sequence[dict[str, Any]], target: Target) -> dict[str, float | None]:
-    row = next(row for row in summary if row["target"] == target)
-    return {"before": row["ece_before"], "held_out": row["ece_after"]}
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _change(error: dict[str, float | None]) -> str:
+    return "→".join("–" if value is None else f"{value:.3f}" for value in error.values())
