@@ -194,7 +194,5 @@ int main(int count, char ** words) {
 
     llama_free(g.context);
     llama_model_free(model);  // and the adapter with it
-    free(spec);
-    free(heads);
     return 0;
 }
