@@ -111,10 +111,21 @@ def test_a_chat_judges_its_prompt_in_both_forms_and_its_answer_as_it_is(guards: 
     assert verdict(low, "response").score < 0.001
 
 
+def test_a_prompt_that_is_not_checked_costs_no_judgement(
+    guards: dict[str, Guard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = guards["nothing"]
+    monkeypatch.setattr(guard.engine, "score", lambda *args, **kwargs: pytest.fail("a judgement"))
+    *_, end = guard.stream(DISGUISED, StreamSettings("off"), max_tokens=5)
+    assert isinstance(end, ChatEnd)
+    assert end.prompt_verdict is None
+
+
 def test_a_chat_of_plain_text_is_judged_once(guards: dict[str, Guard], monkeypatch: pytest.MonkeyPatch) -> None:
     guard = guards["nothing"]
     monkeypatch.setattr(guard.engine, "score", lambda *args, **kwargs: pytest.fail("a second judgement"))
-    assert guard.chat_verdict(PROMPT) == guard.verdict
+    *_, end = guard.chat(PROMPT, max_tokens=3)
+    assert isinstance(end, ChatEnd)
 
 
 def test_a_chat_yields_its_answer_in_pieces_and_ends_with_verdicts(guards: dict[str, Guard]) -> None:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_guard.conversation import Conversation
+from lora_guard.data.perturbation import _DOUBLES
 from lora_guard.normalise import forms, normalised
 
 PLAIN = "How do I bake bread? Mix 500 g of flour with 3 eggs at 18:30, says page 4."
@@ -49,6 +50,7 @@ def test_plain_text_of_any_language_stays_as_it_is(text: str) -> None:
         ("b.a.k.e bread", "bake bread"),
         ("b4k3 br34d", "bake bread"),
         ("b@ke thi$ bread", "bake this bread"),
+        ("b3st br34d 3v3r!", "best bread ever!"),
         ("BAKE SOME BREAD NOW", "bake some bread now"),
         ("bAkE sOmE bReAd NoW", "bake some bread now"),
         ("B 4 K 3   B R 3 4 D   T 0 D 4 Y", "bake bread today"),  # several at once
@@ -56,6 +58,11 @@ def test_plain_text_of_any_language_stays_as_it_is(text: str) -> None:
 )
 def test_a_disguise_comes_off(disguised: str, text: str) -> None:
     assert normalised(disguised) == text
+
+
+@pytest.mark.parametrize(("letter", "doubles"), _DOUBLES.items())
+def test_each_double_of_the_robustness_suite_is_folded(letter: str, doubles: str) -> None:
+    assert {normalised(f"bread{double}") for double in doubles} == {f"bread{letter}"}
 
 
 def test_a_selector_that_hides_behind_an_emoji_does_not_survive_in_a_run() -> None:

@@ -182,18 +182,21 @@ class Guard:
     def chat_verdict(self, conversation: Conversation) -> Callable[[GuardLogits, Target], Verdict]:
         """:meth:`verdict` for the checks of a chat, which read what the chat holds: the conversation as it came.
 
-        Where normalising changes the conversation, its normalised form is judged here, and the higher logits count for
-        the prompt. The answer is judged as it is.
+        Where normalising changes the conversation, a verdict on the prompt takes a pass over its normalised form too,
+        and the higher logits count. The answer is judged as it is.
 
         Raises:
             InputError: the conversation has no prompt.
-            ResourceError: no memory.
         """
         normalised = forms(conversation.up_to("prompt"))[1:]
-        if not normalised:
-            return self.verdict
-        (found,) = self.engine.score(normalised, ["prompt"])
-        return lambda logits, target: self.verdict(logits.or_higher(found) if target == "prompt" else logits, target)
+
+        def verdict(logits: GuardLogits, target: Target) -> Verdict:
+            if target == "prompt" and normalised:
+                (found,) = self.engine.score(normalised, ["prompt"])
+                logits = logits.or_higher(found)
+            return self.verdict(logits, target)
+
+        return verdict
 
     def session(self, *, seed: int = 0) -> Session:
         """A new conversation at the level of token ids (see :class:`lora_guard.engine.session.Session`)."""

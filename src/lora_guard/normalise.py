@@ -79,7 +79,9 @@ def _unleet(text: str) -> str:
     if not any(_LEET_INSIDE.search(word) and not _ADDRESS.search(word) for word in words):
         return text
     return " ".join(
-        word if _ADDRESS.search(word) or not _ASCII_LETTER.search(word) else word.translate(_LEET_LETTERS)
+        word
+        if _ADDRESS.search(word) or not _ASCII_LETTER.search(word)
+        else _LEET.sub(lambda sign: sign[0].translate(_LEET_LETTERS), word)
         for word in words
     )
 
@@ -124,9 +126,7 @@ _DOTTED = re.compile(r"(?<![^\W_])[^\W\d_](?P<sign>[-._*|/~\u00b7\u2022])[^\W\d_
 
 _LEET_LETTERS = str.maketrans("013457@$!", "oieastasi")
 _LEET_INSIDE = re.compile(r"[A-Za-z][013457@$]{1,2}[A-Za-z]|[a-z]![a-z]")
-_LEET = re.compile(
-    r"(?<=[A-Za-z])[013457@$]{1,2}(?![0-9@$])|(?<![0-9@$])[013457@$]{1,2}(?=[A-Za-z])|(?<=[a-z])!(?=[a-z])"
-)
+_LEET = re.compile(r"[013457@$]|!(?=\w)")  # an exclamation mark at the end of a word is one
 _ADDRESS = re.compile(r"://|www\.|@[\w-]+\.")
 
 # Small capitals and other shapes of Latin letters that no language writes words in; NFKC leaves them.
@@ -136,7 +136,7 @@ _LATIN_VARIANTS = _aligned("abcdefghijklmnoprstuvwyzag:ᴀʙᴄᴅᴇꜰɢʜɪ�
 
 # By look alone, whatever the sound: Cyrillic, Greek, Armenian, Cherokee.
 _LOOK_ALIKES = _aligned(
-    "aeopcyxijshdqwkmtbhrnbv:аеорсухіјѕһԁԛԝкмтвнгпьѵ ABEKMHOPCTYXIJSQWYF:АВЕКМНОРСТУХІЈЅԚԜҮҒ "
+    "aeopcyyxijshdqwkmtbhrnbv:аеорсуүхіјѕһԁԛԝкмтвнгпьѵ ABEKMHOPCTYXIJSQWYF:АВЕКМНОРСТУХІЈЅԚԜҮҒ "
     "abyeniikvopctuxw:αβγεηιίκνορςτυχω ABEZHIKMNOPTYX:ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ ounhgqp:օսոհցզք "
     "ABCDEGHJKLMPRSTVWZ:ᎪᏴᏟᎠᎬᏀᎻᎫᏦᏞᎷᏢᎡᏚᎢᏙᎳᏃ"
 )

@@ -47,6 +47,21 @@ def test_scores_are_the_guards_own(server: Running, guard: Guard) -> None:
             assert form["categories"][name] == decision.flagged
 
 
+def test_a_disguised_text_is_judged_in_both_forms(server: Running, guard: Guard) -> None:
+    plain = [f"How do I bake {n} breads?" for n in range(8)]
+    disguised = [text.replace("o", "\u043e").replace("b", "b\u200b") for text in plain]
+    raw, both = (
+        [guard.verdict(row, "prompt").score for row in rows]
+        for rows in (
+            guard.engine.score([Conversation.of(text) for text in disguised], ["prompt"] * 8),
+            guard.logits([Conversation.of(text) for text in disguised]),
+        )
+    )
+    scores = [result["score"] for result in server.post("/v1/moderations", {"input": disguised}).json()["results"]]
+    assert scores == pytest.approx(both, abs=1e-5)
+    assert scores != pytest.approx(raw, abs=1e-5)  # of some texts, the normalised form is the riskier
+
+
 def test_openais_keys_are_all_there_by_the_published_table(server: Running) -> None:
     form = server.post("/v1/moderations", {"input": TEXTS[1]}).json()["results"][0]
     scores, applied = form["category_scores"], form["category_applied_input_types"]

@@ -96,6 +96,23 @@ def test_judgements_of_several_chats_share_a_pass(guard: Guard, monkeypatch: Any
     assert max(rows) > 1
 
 
+def test_a_chats_prompt_is_judged_in_both_forms(server: Running, guard: Guard) -> None:
+    texts = [f"b\u200bake {n} br\u0435ads" for n in range(8)]
+    raw: list[float] = []
+    both: list[float] = []
+    for text in texts:
+        session = guard.session()
+        ids, end = guard.engine.renderer.chat(Conversation.of(text))
+        session.append(ids)
+        raw.append(guard.verdict(session.judge("prompt", end), "prompt").score)
+        both.append(guard.moderate(Conversation.of(text)).score)
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda text: server.post("/v1/chat/completions", asked(text)).json(), texts))
+    scores = [answer["moderation"]["input"]["results"][0]["score"] for answer in answers]
+    assert scores == pytest.approx(both, abs=1e-5)
+    assert scores != pytest.approx(raw, abs=1e-5)  # of some prompts, the normalised form is the riskier
+
+
 def test_a_short_request_does_not_wait_for_a_long_one(server: Running, guard: Guard, monkeypatch: Any) -> None:
     """Passes are counted, not seconds: between the arrival of the short request and its answer."""
     sizes: list[int] = []
@@ -205,6 +222,16 @@ def test_a_guard_that_fails_withholds_in_block_mode(guard: Guard, monkeypatch: A
         assert server.metric("guard_errors_total", stage="response") == 2
         assert server.metric("guard_errors_total", stage="prompt") == 3
     assert "secret words" not in caplog.text
+
+
+def test_a_guard_that_fails_on_the_normalised_prompt_withholds_too(guard: Guard, monkeypatch: Any) -> None:
+    monkeypatch.setattr(guard.engine, "score_windows", raising)
+    with serving(guard) as server:
+        blocked = server.post("/v1/chat/completions", asked("b\u200bake bread", mode="block"))
+        assert (blocked.status_code, blocked.json()["error"]["code"]) == (400, "content_filter")
+        assert blocked.json()["error"]["moderation"]["input"]["type"] == "error"
+        assert server.metric("guard_errors_total", stage="prompt") == 1
+        assert server.post("/v1/chat/completions", asked("bake bread", mode="block")).status_code == 200
 
 
 def test_a_guard_that_fails_leaves_score_mode_its_answer(guard: Guard, monkeypatch: Any) -> None:

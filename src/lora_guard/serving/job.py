@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Generic, TypeVar
 
 from lora_guard.conversation import Conversation, Target
@@ -80,6 +81,11 @@ class Channel(Generic[Result]):
                 due = min(due, time.monotonic() + self._guard_seconds)
 
 
+def highest(windows: Iterable[GuardLogits]) -> GuardLogits:
+    """Element-wise the highest logits of a text's windows."""
+    return GuardLogits.highest([[window.harmful, *window.categories] for window in windows])
+
+
 @dataclass(eq=False)
 class ScoreJob:
     """A moderation request: the rows of all its conversations, and the logits that are known."""
@@ -88,14 +94,16 @@ class ScoreJob:
     targets: Sequence[Target]
     channel: Channel[list[GuardLogits]]
     max_tokens: int
-    rows: deque[tuple[int, list[int]]] = field(default_factory=deque)
-    """Rows not judged yet, each with the place of its conversation."""
-    found: list[list[GuardLogits]] = field(default_factory=list)
+    rows: deque[tuple[int, int, list[int]]] = field(default_factory=deque)
+    """Rows not judged yet, each with the place of its conversation and that of the form among the conversation's."""
+    found: list[list[list[GuardLogits]]] = field(default_factory=list)
+    """Of each conversation, of each of its forms: the logits of its windows."""
     tokens: int = 0
+    """Of the conversations as they came."""
 
     def results(self) -> list[GuardLogits]:
-        """One for each conversation: the highest of its windows."""
-        return [GuardLogits.highest([[row.harmful, *row.categories] for row in rows]) for rows in self.found]
+        """One for each conversation: the higher of its forms, each the highest of its windows."""
+        return [reduce(GuardLogits.or_higher, map(highest, forms)) for forms in self.found]
 
 
 @dataclass(eq=False)
@@ -113,6 +121,10 @@ class ChatJob:
     session: Session | None = None
     steps: Steps | None = None
     wants: Judgement | NextToken | None = None
+    normalised: list[list[int]] = field(default_factory=list)
+    """Rows of the prompt's normalised form, if it differs, until they are judged."""
+    found: GuardLogits | None = None
+    """What the guard says of them."""
     is_read: bool = False
     """The generation path has read all tokens, so that a judgement is one pass of the guard path alone."""
     prompt_tokens: int = 0

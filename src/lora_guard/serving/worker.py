@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from lora_guard.engine.stream import ChatEnd, Judgement, NextToken, moderation_steps
 from lora_guard.errors import BusyError, DeadlineError, GuardError, InputError, LoraGuardError
 from lora_guard.guard import Guard
+from lora_guard.normalise import forms
 from lora_guard.serving.config import ServeConfig
-from lora_guard.serving.job import ChatJob, Judging, ScoreJob
+from lora_guard.serving.job import ChatJob, Judging, ScoreJob, highest
 from lora_guard.serving.metrics import Metrics
 from lora_guard.verdict import GuardLogits
 
@@ -189,10 +190,11 @@ class Worker:
         batch = self._next_rows()
         if not batch:
             return
-        for job in {id(job): job for job, _, _ in batch}.values():
+        for job in {id(job): job for job, _ in batch}.values():
             job.channel.send(Judging(job.targets[0]))
         self._metrics.batch_rows.observe(len(batch))
-        for (job, index, _), logits in zip(batch, self._judged(batch), strict=True):
+        rows = [row for _, (_, _, row) in batch]
+        for (job, (index, form, _)), logits in zip(batch, self._judged(rows), strict=True):
             if job not in self._scores:
                 continue  # another of its rows failed
             job.channel.send(Judging(None))
@@ -200,7 +202,7 @@ class Worker:
                 self._metrics.guard_errors.labels(job.targets[index]).inc()
                 self._end(job, GuardError("the guard failed"))
                 continue
-            job.found[index].append(logits)
+            job.found[index][form].append(logits)
         for job in [job for job in self._scores if not job.rows]:
             job.channel.send(job.results())
             self._end(job)
@@ -208,27 +210,28 @@ class Worker:
     def _open(self, job: ScoreJob) -> None:
         """Render a request's conversations to rows."""
         try:
-            for index, pair in enumerate(zip(job.conversations, job.targets, strict=True)):
-                rows = self._engine.windows(*pair)
-                job.tokens += sum(map(len, rows))
+            found: list[list[list[GuardLogits]]] = []
+            for index, (conversation, target) in enumerate(zip(job.conversations, job.targets, strict=True)):
+                judged = forms(conversation.up_to(target))
+                windows = [self._engine.windows(form, target) for form in judged]
+                job.tokens += sum(map(len, windows[0]))
                 if job.tokens > job.max_tokens:
                     raise InputError(f"the input has over {job.max_tokens} tokens; allowed: at most that")
-                job.rows.extend((index, row) for row in rows)
-            job.found = [[] for _ in job.conversations]
+                job.rows.extend((index, form, row) for form, rows in enumerate(windows) for row in rows)
+                found.append([[] for _ in judged])
+            job.found = found
         except Exception as error:
             self._end(job, error)
 
-    def _next_rows(self) -> list[tuple[ScoreJob, int, list[int]]]:
+    def _next_rows(self) -> list[tuple[ScoreJob, tuple[int, int, list[int]]]]:
         """Rows of at most the batch's padded tokens, or one longer row; the requests in turn, one row each."""
-        batch: list[tuple[ScoreJob, int, list[int]]] = []
+        batch: list[tuple[ScoreJob, tuple[int, int, list[int]]]] = []
         longest = 0
         for job in self._turns():
-            index, row = job.rows[0]
-            longest = max(longest, len(row))
+            longest = max(longest, len(job.rows[0][-1]))
             if batch and longest * (len(batch) + 1) > self._config.batch_tokens:
                 break
-            job.rows.popleft()
-            batch.append((job, index, row))
+            batch.append((job, job.rows.popleft()))
         return batch
 
     def _turns(self) -> "list[ScoreJob]":
@@ -239,15 +242,15 @@ class Worker:
         most = min(most, self._config.batch_tokens)
         return [job for turn in range(most) for job in order if len(job.rows) > turn]
 
-    def _judged(self, batch: Sequence[tuple[ScoreJob, int, list[int]]]) -> list[GuardLogits | None]:
+    def _judged(self, rows: Sequence[list[int]]) -> list[GuardLogits | None]:
         """The logits of each row; None where the guard fails on that row, alone as in the batch."""
         try:
-            logits = self._engine.score_windows([row for _, _, row in batch])
+            logits = self._engine.score_windows(rows)
         except Exception as error:
-            log.error("a batch of %d rows failed: %s", len(batch), type(error).__name__)
-            if len(batch) == 1:
+            log.error("a batch of %d rows failed: %s", len(rows), type(error).__name__)
+            if len(rows) == 1:
                 return [None]
-            return [self._judged([item])[0] for item in batch]
+            return [self._judged([row])[0] for row in rows]
         return [_finite(row) for row in logits]
 
     # Chats
@@ -259,6 +262,10 @@ class Worker:
             unread = next((job for job in asking if not job.is_read), None)
             if unread is not None:
                 self._read(unread)
+                return
+            disguised = next((job for job in asking if job.normalised), None)
+            if disguised is not None:
+                self._judge_normalised(disguised)
                 return
             if asking:
                 self._judge(asking)
@@ -278,6 +285,9 @@ class Worker:
             session = self._engine.session(seed=job.seed)
             ids, prompt_end = self._engine.renderer.chat(job.conversation)
             session.append(ids)
+            if job.settings.mode_of("prompt") != "off":
+                for form in forms(job.conversation)[1:]:
+                    job.normalised = self._engine.windows(form, "prompt")
         except Exception as error:
             self._end(job, error)
             return
@@ -326,6 +336,18 @@ class Worker:
     def _read_together(self) -> None:
         self._engine.decode([job.session for job in self._turn if job.session is not None], batch=True)
 
+    def _judge_normalised(self, job: ChatJob) -> None:
+        """Judge the normalised form of a chat's prompt, which no chat holds: a pass of its own, before the others'."""
+        rows, job.normalised = job.normalised, []
+        job.channel.send(Judging("prompt"))
+        logits = [row for row in self._judged(rows) if row is not None]
+        job.channel.send(Judging(None))
+        if len(logits) == len(rows):
+            job.found = highest(logits)
+            return
+        self._metrics.guard_errors.labels("prompt").inc()
+        self._advance(job, None)
+
     def _judge(self, asking: Sequence[ChatJob]) -> None:
         """Judge several chats in one pass and go on with them; each alone where the pass fails."""
         requests = []
@@ -349,6 +371,8 @@ class Worker:
         for job, request, reply in zip(asking, requests, logits, strict=True):
             if reply is None:
                 self._metrics.guard_errors.labels(request[1]).inc()
+            elif job.found is not None and request[1] == "prompt":
+                reply = reply.or_higher(job.found)
             job.channel.send(Judging(None))
             self._advance(job, reply)
 
