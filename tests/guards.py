@@ -1,12 +1,14 @@
-"""Tiny guards: a random adapter and random heads on a tiny chat model, in memory and on disk."""
+"""Tiny guards: a random adapter and random heads on a tiny chat model, and a generation that they judge."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tiny import tiny_folder
 
-from lora_guard import adapter, base_model
+from lora_guard import Guard, adapter, base_model
 from lora_guard.artifact import BaseReference, GuardSpec, HeadsShape
 from lora_guard.engine import torch_guard
 from lora_guard.heads import GuardHeads
@@ -68,3 +70,27 @@ def tiny_guard_folder(
     folder = path / "guard"
     torch_guard.save(GuardModel(base.model, heads, kind=spec.adapter, invocation=ids), spec, folder, card="# tiny\n")
     return folder
+
+
+def judged_generation(
+    guard: Guard, ids: Sequence[int], judgements: int, temperature: float
+) -> tuple[list[int], list[bytes]]:
+    """The tokens and the bytes of the logits of a generation with ``judgements`` on each target before and after each
+    token, the conversation going on after the twentieth."""
+    session: Any = guard.session(seed=3)
+    session.append(ids)
+    logits = []
+
+    def judge() -> None:
+        for place in range(judgements):
+            session.judge("response")
+            session.judge("prompt", at=3 + place)
+
+    for step in range(40):
+        judge()
+        logits.append(np.asarray(session.logits).tobytes())
+        session.sample(temperature=temperature, top_p=0.9)
+        if step == 20:
+            judge()
+            session.append(ids)
+    return session._ids, logits

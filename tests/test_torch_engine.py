@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from guards import tiny_guard_folder
+from guards import judged_generation, tiny_guard_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import ARCHITECTURES
@@ -53,22 +53,8 @@ def test_judgements_at_every_position_change_no_token_and_no_logit(
 ) -> None:
     guard = Guard.load(tiny_guard_folder(tmp_path, adapter_kind=kind), precision="fp32")
     ids, _ = guard.engine.renderer.chat(PROMPT)
-    runs = []
-    for judgements in (0, 1, 3):
-        session = guard.session(seed=3)
-        session.append(ids)
-        logits = []
-        for _ in range(60):
-            for _ in range(judgements):
-                session.judge("response")
-                session.judge("prompt", at=3 + judgements)
-            logits.append(session.logits.clone())
-            session.sample(temperature=temperature, top_p=0.9)
-        runs.append((session._ids, logits))
-    (plain_ids, plain_logits), *others = runs
-    for judged_ids, judged_logits in others:
-        assert plain_ids == judged_ids
-        assert all(torch.equal(one, other) for one, other in zip(plain_logits, judged_logits, strict=True))
+    plain, *judged = [judged_generation(guard, ids, judgements, temperature) for judgements in (0, 1, 3)]
+    assert judged == [plain, plain]
 
 
 @pytest.mark.parametrize("kind", ["lora", "alora"])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.llama_cpp import Adapter, Context, Model, Part, threads
 from lora_guard.engine.llama_cpp_text import decoder, renderer
-from lora_guard.engine.session import Session
+from lora_guard.engine.session import Session, check_judged, check_rewind, check_room, check_sampling
 from lora_guard.errors import InputError
 from lora_guard.render import Renderer, shared_start
 from lora_guard.verdict import GuardLogits
@@ -231,9 +231,7 @@ class LlamaCppSession:
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Generation path: extend the conversation."""
-        total, limit = len(self._ids) + len(token_ids), self._engine.context
-        if total > limit:
-            raise InputError(f"the conversation would hold {total} tokens; allowed: the engine's {limit}")
+        check_room(self.position, len(token_ids), self._engine.context)
         if token_ids:
             if self._ids:
                 _ = self.logits  # a sampled token is read alone, whether or not a judgement comes before this call
@@ -242,22 +240,16 @@ class LlamaCppSession:
 
     def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
         """Generation path: choose the next token, extend the conversation by it and return it."""
-        if temperature < 0:
-            raise InputError(f"temperature is {temperature}; allowed: 0 or more")
-        if not 0 < top_p <= 1:
-            raise InputError(f"top_p is {top_p}; allowed: above 0, up to 1")
-        if self.position >= self._engine.context:
-            raise InputError(f"the context of {self._engine.context} tokens is full")
+        check_sampling(temperature, top_p)
+        check_room(self.position, 1, self._engine.context)
         token = choose(self.logits, temperature, top_p, self._random)
         self._ids.append(token)
         return token
 
     def judge(self, target: Target, at: int | None = None) -> GuardLogits:
         """Guard path: judge the conversation's first ``at`` tokens; the target is told by the turn they end in."""
-        at = self.position if at is None else at
-        if not 1 <= at <= self.position:
-            raise InputError(f"{target} cannot be judged at position {at}; allowed: 1 to {self.position}")
-        return GuardLogits.highest([self._engine.heads(self.features(at)).tolist()])
+        features = self.features(check_judged(target, at, self.position))
+        return GuardLogits.highest([self._engine.heads(features).tolist()])
 
     def features(self, at: int) -> Array:
         """The features ``[hidden]`` of the invocation behind the first ``at`` tokens."""
@@ -281,8 +273,7 @@ class LlamaCppSession:
 
     def rewind(self, position: int) -> None:
         """Forget the tokens behind ``position``."""
-        if not 0 <= position <= self.position:
-            raise InputError(f"cannot rewind to position {position}; allowed: 0 to {self.position}")
+        check_rewind(position, self.position)
         del self._ids[position:]
         with self._engine.lock:
             if self._read > position:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lora_guard.conversation import Conversation, Target
+from lora_guard.errors import InputError
 from lora_guard.render import Renderer
 from lora_guard.verdict import GuardLogits
 
@@ -131,3 +132,31 @@ class Engine(Protocol):
             ResourceError: no memory for a batch.
         """
         ...
+
+
+def check_room(position: int, new: int, context: int) -> None:
+    """Raise :class:`InputError` unless a conversation of ``position`` tokens can take ``new`` more."""
+    if position + new > context:
+        raise InputError(f"the conversation would hold {position + new} tokens; allowed: {context}")
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raise :class:`InputError` unless both are in their ranges."""
+    if temperature < 0:
+        raise InputError(f"temperature is {temperature}; allowed: 0 or more")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p is {top_p}; allowed: above 0, up to 1")
+
+
+def check_judged(target: Target, at: int | None, position: int) -> int:
+    """Where a conversation of ``position`` tokens is judged; raise :class:`InputError` unless it holds that place."""
+    at = position if at is None else at
+    if not 1 <= at <= position:
+        raise InputError(f"{target} cannot be judged at position {at}; allowed: 1 to {position}")
+    return at
+
+
+def check_rewind(to: int, position: int) -> None:
+    """Raise :class:`InputError` unless a conversation of ``position`` tokens can be cut back to ``to``."""
+    if not 0 <= to <= position:
+        raise InputError(f"cannot rewind to position {to}; allowed: 0 to {position}")

@@ -13,7 +13,7 @@ from lora_guard import adapter
 from lora_guard.attention import over_prefixes
 from lora_guard.base_model import BaseModel, renderer
 from lora_guard.conversation import Conversation, Target
-from lora_guard.engine.session import Session
+from lora_guard.engine.session import Session, check_judged, check_rewind, check_room, check_sampling
 from lora_guard.errors import InputError, out_of_memory
 from lora_guard.kv_cache import KVCache, Prefix, Together
 from lora_guard.model import GuardModel, batched_logits
@@ -203,23 +203,17 @@ class TorchSession:
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Generation path: extend the conversation."""
-        limit = self._engine.base.context
-        if len(self._ids) + len(token_ids) > limit:
-            raise InputError(
-                f"the conversation would hold {len(self._ids) + len(token_ids)} tokens; allowed: the model's {limit}"
-            )
+        check_room(self.position, len(token_ids), self._engine.base.context)
         if token_ids:
+            if self._ids:
+                _ = self.logits  # a sampled token is read alone, whether or not a judgement comes before this call
             self._ids.extend(token_ids)
-            self._logits = self._engine.next_logits(self.pending, self.cache)
+            _ = self.logits
 
     def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
         """Generation path: choose the next token, extend the conversation by it and return it."""
-        if temperature < 0:
-            raise InputError(f"temperature is {temperature}; allowed: 0 or more")
-        if not 0 < top_p <= 1:
-            raise InputError(f"top_p is {top_p}; allowed: above 0, up to 1")
-        if self.position >= self._engine.base.context:
-            raise InputError(f"the context of {self._engine.base.context} tokens is full")
+        check_sampling(temperature, top_p)
+        check_room(self.position, 1, self._engine.base.context)
         token = choose(self.logits, temperature, top_p, self._generator)
         self._ids.append(token)
         return token
@@ -234,9 +228,7 @@ class TorchSession:
         Raises:
             InputError: ``at`` outside 1 … ``position``.
         """
-        at = self.position if at is None else at
-        if not 1 <= at <= self.position:
-            raise InputError(f"{target} cannot be judged at position {at}; allowed: 1 to {self.position}")
+        at = check_judged(target, at, self.position)
         held = self._judged.get_seq_length()
         if held < at and self._judged is self.cache:
             _ = self.logits  # the generation path reads the pending token now instead of at the next sample
@@ -246,8 +238,7 @@ class TorchSession:
 
     def rewind(self, position: int) -> None:
         """Forget the tokens behind ``position``."""
-        if not 0 <= position <= self.position:
-            raise InputError(f"cannot rewind to position {position}; allowed: 0 to {self.position}")
+        check_rewind(position, self.position)
         del self._ids[position:]
         if self.cache.get_seq_length() > position:
             # The logits behind the new last token are gone, so that token is read again.
