@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lora_guard.errors import ConfigError
+from lora_guard.errors import ConfigError, GuardError
 from lora_guard.verdict import Calibration, Calibrator, GuardLogits, Policy, TargetCalibration, sigmoid
 
 
@@ -116,3 +116,13 @@ def test_the_higher_of_two_judgements_is_taken_head_by_head() -> None:
 def test_a_rate_needs_a_value_in_its_range_and_best_f1_none(rule: Any, value: float | None) -> None:
     with pytest.raises(ValidationError):
         Policy(rule=rule, value=value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_no_finite_number_is_an_error_and_never_a_pass(value: float) -> None:
+    calibration = plain_calibration(("a",))
+    for logits in (GuardLogits(value, (0.0,)), GuardLogits(0.0, (value,))):
+        with pytest.raises(GuardError, match="NaN or infinite"):
+            calibration.verdict(logits, "prompt")
+    with pytest.raises(GuardError, match="NaN or infinite"):
+        GuardLogits.highest([[1.0, 0.0], [value, 0.0]])

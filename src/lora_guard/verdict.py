@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lora_guard.conversation import Target
-from lora_guard.errors import ConfigError, allowed
+from lora_guard.errors import ConfigError, GuardError, allowed
 
 _HIGHEST = math.nextafter(1.0, 0.0)
 """The highest score, so that threshold 1 flags nothing."""
@@ -23,7 +23,13 @@ class GuardLogits(NamedTuple):
 
     @classmethod
     def highest(cls, rows: Sequence[Sequence[float]]) -> Self:
-        """The element-wise highest of the windows' logits, each row ``[1 + K]`` with harmfulness first."""
+        """The element-wise highest of the windows' logits, each row ``[1 + K]`` with harmfulness first.
+
+        Raises:
+            GuardError: one of them is not finite; the highest could hide it.
+        """
+        for row in rows:
+            _check_finite(row)
         harmful, *categories = (max(column) for column in zip(*rows, strict=True))
         return cls(harmful, tuple(categories), len(rows))
 
@@ -170,7 +176,9 @@ class Calibration(_Saved):
 
         Raises:
             ConfigError: there is no such policy.
+            GuardError: a logit is not finite; no threshold would ever flag it.
         """
+        _check_finite((logits.harmful, *logits.categories))
         name, heads = self.policy(policy), self.of(target)
         pairs = zip(heads.categories.items(), logits.categories, strict=True)
         return Verdict(
@@ -179,6 +187,11 @@ class Calibration(_Saved):
             categories={category: head.decide(logit, name) for (category, head), logit in pairs},
             windows=logits.windows,
         )
+
+
+def _check_finite(logits: Sequence[float]) -> None:
+    if not all(map(math.isfinite, logits)):
+        raise GuardError("the guard gave a logit that is NaN or infinite; allowed: finite ones")
 
 
 def sigmoid(logit: float) -> float:
