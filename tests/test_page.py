@@ -177,6 +177,18 @@ def test_a_set_of_one_class_or_none_has_a_page(harmful: float) -> None:
     assert not structure.open
 
 
+def test_disguised_texts_stand_below_the_set_as_it_is_with_what_misses_its_goal() -> None:
+    part = scored()
+    metric = {"value": 0.4, "low": 0.3, "high": 0.5}
+    named = {name: metric for name in ("auprc", "recall", "f1", "fpr", "drop")}
+    changes = {"leet": {**named, "goal": 0.05, "met": False}, "base64": {**named, "goal": None, "met": None}}
+    with_changes = page_of([part], perturbations=changes)
+    table = with_changes[with_changes.index("Disguised texts") :]
+    assert re.search(r"<td>leet</td>.*≤ 0.05, <b>not met</b>", table)
+    assert re.search(r"<td>base64</td>.*<td>–</td></tr>", table)
+    assert "Disguised texts" not in page_of([part])
+
+
 def test_the_template_is_part_of_the_package() -> None:
     import lora_guard.evaluation
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lora_guard.evaluation import figures
+from lora_guard.evaluation import figures, perturb
 from lora_guard.evaluation.report import flat, verdict_on_controls
 from lora_guard.evaluation.scores import Scored
 from lora_guard.evaluation.slices import SHOWN, SMALLEST
@@ -51,6 +51,7 @@ def to_html(results: Mapping[str, Any], scored: Sequence[Scored], *, text: bool)
         slice_metrics=SHOWN,
         slice_titles=[_SLICE_TITLES[name] for name in SHOWN],
         smallest=SMALLEST,
+        perturbation_metrics=perturb.SHOWN,
     )
 
 

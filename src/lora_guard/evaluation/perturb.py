@@ -18,7 +18,8 @@ from lora_guard.guard import Guard
 GOAL = 0.05
 """AUPRC may fall by at most this under a change of characters. The other changes have no goal."""
 
-_SHOWN = {"auprc": "AUPRC", "recall": "recall", "f1": "F1", "fpr": "FPR"}
+SHOWN = {"auprc": "AUPRC", "recall": "recall", "f1": "F1", "fpr": "FPR"}
+"""The metrics of a table of perturbations, with their titles."""
 
 
 def measure(guard: Guard, clean: Scored, folder: Path, *, resamples: int, seed: int) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def measure(guard: Guard, clean: Scored, folder: Path, *, resamples: int, seed: 
         drop = auprc_drop(clean.scores[known, 0], scores, labels, resamples=resamples, seed=seed)
         found[change.name] = {
             "character_level": change.character_level,
-            **{name: metrics[name] for name in _SHOWN},
+            **{name: metrics[name] for name in SHOWN},
             "drop": drop,
             "goal": GOAL if change.character_level else None,
             "met": drop["value"] <= GOAL if change.character_level and drop["value"] is not None else None,
@@ -69,13 +70,13 @@ def table(dataset: Mapping[str, Any]) -> list[str]:
         dataset: the set's entry in ``results.json``.
     """
     lines = [
-        f"| perturbation | {' | '.join(_SHOWN.values())} | drop of AUPRC | goal |",
-        "|---|" + "---|" * (len(_SHOWN) + 2),
-        f"| none | {' | '.join(_figure(dataset['harmfulness'][name]) for name in _SHOWN)} | – | – |",
+        f"| perturbation | {' | '.join(SHOWN.values())} | drop of AUPRC | goal |",
+        "|---|" + "---|" * (len(SHOWN) + 2),
+        f"| none | {' | '.join(_figure(dataset['harmfulness'][name]) for name in SHOWN)} | – | – |",
     ]
     for name, entry in dataset["perturbations"].items():
         goal = "–" if entry["goal"] is None else f"≤ {entry['goal']}, {'met' if entry['met'] else 'NOT MET'}"
-        lines.append(f"| {name} | {' | '.join(_figure(entry[key]) for key in (*_SHOWN, 'drop'))} | {goal} |")
+        lines.append(f"| {name} | {' | '.join(_figure(entry[key]) for key in (*SHOWN, 'drop'))} | {goal} |")
     return [*lines, ""]
 
 

@@ -188,7 +188,9 @@ def _prefix_cache(
 ) -> PrefixCache:
     """The frozen part of the training texts; what will be read twice is kept on the disk."""
     texts = [ids[: -len(model.invocation)] for ids in rows.train.ids]
-    repeated = [text for text, draws in zip(texts, rows.draws, strict=True) if config.epochs * draws * (1 - config.augment) > 1]
+    repeated = [
+        text for text, draws in zip(texts, rows.draws, strict=True) if config.epochs * draws * (1 - config.augment) > 1
+    ]
     return PrefixCache(
         model,
         base,
