@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lora_guard.errors import ConfigError
 from lora_guard.heads import GuardHeads
 
 FEATURES = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -24,6 +25,12 @@ def test_without_an_output_of_its_own_harmfulness_is_the_highest_category() -> N
     logits = heads(FEATURES)
     assert heads.weight.shape == (3, 8)
     assert torch.equal(logits[:, 0], logits[:, 1:].amax(dim=1))
+
+
+def test_heads_without_any_output_are_refused() -> None:
+    assert GuardHeads(8, 0)(FEATURES).shape == (5, 1)
+    with pytest.raises(ConfigError, match="no categories; allowed without a head for harmfulness: at least one"):
+        GuardHeads(8, 0, harmful=False)
 
 
 def test_the_bias_begins_at_zero_and_is_added() -> None:

@@ -126,6 +126,18 @@ def test_a_run_writes_what_it_promises_and_its_guard_loads(
     assert not [path for path in out.rglob("*") if path.suffix in (".pkl", ".bin", ".pt") or "events" in path.name]
 
 
+def test_a_guard_of_harmfulness_alone_is_trained_on_rows_with_categories(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(taxonomy="harmfulness", epochs=1)
+    guard = Guard.load(train(config, tmp_path / "run"))
+    verdict = guard.moderate(Conversation.of("hello"))
+    assert 0 <= verdict.score <= 1
+    assert not verdict.categories
+    assert "no categories of harm" in (tmp_path / "run" / "guard" / "README.md").read_text("utf-8")
+    assert all(record["category_loss"] == 0 for record in records(tmp_path / "run" / "steps.jsonl"))
+
+
 @pytest.mark.parametrize("fields", [{}, {"adapter": "none"}, {"harmful_head": False}, {"head_bias": False}])
 def test_training_changes_adapter_and_heads_and_never_the_base(
     make_config: Callable[..., TrainConfig], tmp_path: Path, base: Path, fields: dict[str, Any]

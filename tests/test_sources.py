@@ -141,6 +141,15 @@ def test_a_column_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
         read_file(path, TAXONOMY)
 
 
+def test_rows_with_other_words_in_a_column_are_left_out(tmp_path: Path) -> None:
+    kinds = ["a", "b", "c", "a", None]
+    path = jsonl(tmp_path / "rows.jsonl", *({"prompt": str(n), "kind": kind} for n, kind in enumerate(kinds)))
+    kept = read(Source(path=str(path), only={"kind": ["a", "c"]}), TAXONOMY)
+    assert [example.prompt for example in kept] == ["0", "2", "3"]
+    with pytest.raises(DataError, match=r"rows.jsonl: no row is of \{'kind': \['d'\]\}"):
+        read(Source(path=str(path), only={"kind": ["d"]}), TAXONOMY)
+
+
 def test_a_capped_source_draws_by_seed_and_keeps_the_order(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "rows.jsonl", *({"prompt": str(n)} for n in range(50)))
     source = Source(path=str(path), rows=10)

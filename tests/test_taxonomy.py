@@ -42,7 +42,6 @@ def test_a_users_own_is_read_from_yaml_or_json(tmp_path: Path, text: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: mine\ncategories: []\n", "has no categories"),
         ("name: mine\ncategories: [a, a]\n", "repeats category 'a'"),
         ("name: mine\ncategories: [a, '']\n", "has category ''"),
         ("name: mine\ncategories: [a, 3]\n", "has category 3"),
@@ -73,8 +72,15 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_says_what_is_allowed() -> None:
-    with pytest.raises(ConfigError, match="'beavertail' not found; allowed: 'beavertails' or a YAML or JSON file"):
+    options = "'beavertails', 'harmfulness' or a YAML or JSON file"
+    with pytest.raises(ConfigError, match=f"'beavertail' not found; allowed: {options}"):
         Taxonomy.load("beavertail")
+
+
+def test_a_taxonomy_may_be_of_harmfulness_alone(tmp_path: Path) -> None:
+    assert Taxonomy.load("harmfulness").categories == ()
+    (tmp_path / "mine.yaml").write_text("name: mine\ncategories: []\n", "utf-8")
+    assert Taxonomy.load(tmp_path / "mine.yaml") == Taxonomy("mine", ())
 
 
 def test_openais_keys_are_mapped_to_categories_that_exist() -> None:

@@ -34,6 +34,8 @@ class Source(_Strict):
     """The hub data set's revision."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our field name -> the file's column: ``prompt``, ``response``, ``unsafe`` and category names."""
+    only: dict[str, list[str]] = Field(default_factory=dict)
+    """Columns of text and the words that they may hold; other rows are left out."""
     rows: int | None = Field(None, ge=1)
     """Use at most this many rows, drawn with the run's seed."""
     weight: float = Field(1.0, gt=0)
@@ -85,7 +87,7 @@ class TrainConfig(_Strict):
     harmful_head: bool = True
     """Without it, harmfulness is the highest category (the paper's version 1)."""
     taxonomy: str = "beavertails"
-    """A built-in name or a YAML/JSON file."""
+    """``beavertails``, ``harmfulness`` (no categories), or a YAML/JSON file."""
     max_length: int = Field(1024, ge=32)
     """Tokens of one judged window."""
 

@@ -1,4 +1,4 @@
-"""Harm categories: the built-in BeaverTails set and a user's own, read from a file."""
+"""Harm categories: the built-in BeaverTails set, none at all, or a user's own, read from a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from lora_guard.errors import ConfigError, allowed
 class Taxonomy:
     """An ordered set of harm categories; the order is the order of the head's category outputs.
 
+    A guard of a taxonomy without categories scores harmfulness alone.
+
     Raises:
-        ConfigError: no category, a repeated one, or a name that is not a non-empty string.
+        ConfigError: a repeated category, or a name that is not a non-empty string.
     """
 
     name: str
     categories: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.categories:
-            raise ConfigError(f"taxonomy {self.name!r} has no categories; allowed: at least one")
         bad = [c for c in self.categories if not isinstance(c, str) or not c.strip()]
         if bad:
             raise ConfigError(f"taxonomy {self.name!r} has category {bad[0]!r}; allowed: non-empty strings")
@@ -51,12 +51,13 @@ class Taxonomy:
         Raises:
             ConfigError: an unknown name, an unreadable file or one of another form.
         """
-        if str(name_or_path) == BEAVERTAILS:
-            return cls(BEAVERTAILS, _BEAVERTAILS_CATEGORIES)
+        if str(name_or_path) in _BUILT_IN:
+            return cls(str(name_or_path), _BUILT_IN[str(name_or_path)])
         path = Path(name_or_path)
         if not path.is_file():
             raise ConfigError(
-                f"taxonomy {str(name_or_path)!r} not found; allowed: {BEAVERTAILS!r} or a YAML or JSON file"
+                f"taxonomy {str(name_or_path)!r} not found; "
+                f"allowed: {', '.join(map(repr, _BUILT_IN))} or a YAML or JSON file"
             )
         try:
             return cls.from_dict(yaml.safe_load(path.read_text("utf-8")))
@@ -102,6 +103,8 @@ _BEAVERTAILS_CATEGORIES = (
     "terrorism,organized_crime",
     "violence,aiding_and_abetting,incitement",
 )
+
+_BUILT_IN: Mapping[str, tuple[str, ...]] = {BEAVERTAILS: _BEAVERTAILS_CATEGORIES, "harmfulness": ()}
 
 OPENAI_CATEGORIES = (
     "harassment",

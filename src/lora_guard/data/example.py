@@ -40,7 +40,8 @@ def parse_row(row: Mapping[str, Any], taxonomy: Taxonomy, where: str, source: st
     """Check one row.
 
     Accepted are the project's form ``{prompt, response?, unsafe?, categories?, source?}``, BeaverTails' on the hub
-    (``is_safe``, ``category``) and the text cells of CSV files. Other keys are ignored.
+    (``is_safe``, ``category``) and the text cells of CSV files. Other keys are ignored, and all categories where the
+    taxonomy has none.
 
     Args:
         row: the raw row.
@@ -61,7 +62,7 @@ def parse_row(row: Mapping[str, Any], taxonomy: Taxonomy, where: str, source: st
     else:
         safe = _label(row.get("is_safe"), "is_safe", where)
         harmful = None if safe is None else not safe
-    raw = row.get("categories", row.get("category")) or {}
+    raw = (row.get("categories", row.get("category")) or {}) if taxonomy.categories else {}
     if not isinstance(raw, Mapping):
         raise DataError(
             f"{where}: field 'categories' is {_shown(raw)}; allowed: a mapping of category to true or false"

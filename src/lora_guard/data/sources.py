@@ -23,14 +23,17 @@ def read(source: Source, taxonomy: Taxonomy, seed: int = 0) -> list[Example]:
     """The examples of a source; ``source.rows`` of them, drawn with the seed and in file order, if it says so.
 
     Raises:
-        DataError: missing, empty or unreadable data, or a bad row (with file and line).
+        DataError: missing, empty or unreadable data, a bad row (with file and line), or none that ``only`` keeps.
     """
     check_names(source, taxonomy)
     if source.path.startswith(_HUB):
         pairs = _read_hub(source, taxonomy)
     else:
         pairs = _read_file(Path(source.path), taxonomy, source.columns)
-    examples = [relabel(example, row, source, taxonomy, where) for example, row, where in pairs]
+    kept = [pair for pair in pairs if all(pair[1].get(column) in words for column, words in source.only.items())]
+    if not kept:
+        raise DataError(f"{source.path}: no row is of {source.only}; the file has other words in these columns")
+    examples = [relabel(example, row, source, taxonomy, where) for example, row, where in kept]
     if source.prompts_are is not None:
         examples = list({example.prompt: example for example in reversed(examples)}.values())[::-1]
     if source.rows is None or source.rows >= len(examples):

@@ -22,7 +22,7 @@ license_name: {{ spec.licence }}
 # {{ spec.name }}
 
 A [LoRA-Guard](https://arxiv.org/abs/2407.02987) guard: {{ adapter }} for one frozen chat
-model. It scores how harmful a prompt or a response is, and {{ categories | length }} categories of harm. It is no chat model and
+model. It scores how harmful a prompt or a response is, {{ "and %d categories of harm" % categories | length if categories else "and no categories of harm" }}. It is no chat model and
 does not change the one it stands beside.
 
 | | |
@@ -32,7 +32,7 @@ does not change the one it stands beside.
 | The base is | {{ spec.base.note }} |
 {%- endif %}
 | Base weights | `{{ spec.base.fingerprint }}` |
-| Taxonomy | {{ spec.taxonomy.name }}: {{ categories | join("; ") }} |
+| Taxonomy | {{ spec.taxonomy.name }}{{ ": " if categories }}{{ categories | join("; ") }} |
 | Window | {{ spec.max_length }} tokens; longer text is scored in overlapping windows |
 | Licence of these weights | {{ spec.licence or "not stated" }} |
 
@@ -86,7 +86,7 @@ A text is flagged from its policy's threshold on; those of harmfulness:
 {%- for target in ["prompt", "response"] %} {{ "%.3f" | format(calibration.of(target).harmful.thresholds[name]) }} |{% endfor %}
 {%- endfor %}
 
-`guard.json` has those of the categories, and on how many rows each stands.
+A recall or a rate is kept on those rows; on yours it may be another. `guard.json` has {{ "the thresholds of the categories, and " if categories }}on how many rows each stands.
 """
 
 
