@@ -4,15 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from guards import tiny_guard_folder
 from tiny_gguf import tiny_gguf
+from typer.testing import CliRunner
 
 from lora_guard import Conversation, Guard, base_model
+from lora_guard.cli import app
 from lora_guard.errors import ArtifactError, InputError, ModelError
 
-pytest.importorskip("llama_cpp", reason="needs the extra 'device'; make test-extras builds it")
+llama_cpp = pytest.importorskip("lora_guard.engine.llama_cpp", reason="needs the extra 'device'", exc_type=ModelError)
 pytestmark = pytest.mark.extras
 
 
@@ -36,6 +39,85 @@ def test_a_guard_folder_becomes_a_bundle_in_the_cache_once(made: tuple[Path, Pat
     text = Conversation.of("How do I bake bread?")
     assert first.moderate(text) == second.moderate(text)
     assert Guard.load(bundle, engine="llama-cpp", base=str(file)).moderate(text) == first.moderate(text)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Labelled prompts and responses."""
+    path = tmp_path / "rows.jsonl"
+    made = [{"prompt": f"question {n} " + "x" * (n % 7), "unsafe": n % 3 == 0} for n in range(48)]
+    path.write_text(
+        "".join(json.dumps(row | ({"response": "y" * n} if n % 2 else {})) + "\n" for n, row in enumerate(made))
+    )
+    return path
+
+
+def calibrate(*words: object) -> Any:
+    return CliRunner().invoke(app, ["calibrate", "--engine", "llama-cpp", *map(str, words)])
+
+
+def test_a_guard_is_calibrated_on_the_device_engine_into_a_bundle_that_every_command_reads(
+    made: tuple[Path, Path], rows: Path, tmp_path: Path
+) -> None:
+    guard, file = made
+    out, quantised = tmp_path / "out", tmp_path / "q8.gguf"
+    llama_cpp.quantise(file, quantised, "Q8_0")
+    words = ["--base", quantised, "--data", rows, "--out", out, "--target-fpr", "0.25"]
+    result = calibrate("--guard", guard, *words)
+    assert result.exit_code == 0, result.output
+    loaded = Guard.load(out, engine="llama-cpp", base=str(quantised))
+    assert loaded.spec.provenance["calibration"]["base"] == loaded.base_fingerprint
+    assert loaded.spec.calibration.prompt.harmful.fitted_on != "nothing"
+    labelled = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
+    verdicts = loaded.moderate([Conversation.of(row["prompt"], row.get("response")) for row in labelled])
+    harmless = [
+        (verdict.target, verdict.flagged) for verdict, row in zip(verdicts, labelled, strict=True) if not row["unsafe"]
+    ]
+    for target in ("prompt", "response"):
+        flags = [flagged for of, flagged in harmless if of == target]
+        assert sum(flags) <= 0.25 * len(flags)
+    options = ["--engine", "llama-cpp", "--guard", str(out), "--base", str(quantised)]
+    row = next(row for row in labelled if "response" not in row)
+    judged = CliRunner().invoke(app, ["moderate", *options, "--prompt", row["prompt"], "--json"])
+    assert json.loads(judged.stdout)["threshold"] == loaded.spec.calibration.prompt.harmful.thresholds["balanced"]
+    evaluated = CliRunner().invoke(
+        app, ["eval", *options, "--data", str(rows), "--resamples", "10", "--out", str(tmp_path / "eval")]
+    )
+    assert evaluated.exit_code == 0, evaluated.output
+
+
+def test_a_bundle_calibrated_in_its_place_keeps_its_files_and_its_test_vectors(
+    made: tuple[Path, Path], rows: Path, tmp_path: Path
+) -> None:
+    guard, file = made
+    out = tmp_path / "bundle"
+    words = ["export", str(out), "--guard", str(guard), "--model", str(file)]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    result = calibrate("--guard", out, "--base", file, "--data", rows, "--out", out)
+    assert result.exit_code == 0, result.output
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"guard.json", "README.md"}
+    assert after.keys() == before.keys()
+    assert all(part in after["README.md"].decode() for part in ("## Measured", "## Calibration", "`rows.jsonl`"))
+    assert (
+        "| test vectors | 108 |"
+        in CliRunner().invoke(app, ["export", "--check", str(out), "--model", str(file)]).stdout
+    )
+
+
+def test_a_calibration_never_replaces_a_guard_of_the_other_engine(
+    made: tuple[Path, Path], rows: Path, tmp_path: Path
+) -> None:
+    guard, file = made
+    before = {path.name: path.read_bytes() for path in guard.iterdir()}
+    refused = calibrate("--guard", guard, "--base", file, "--data", rows, "--out", guard)
+    assert refused.exit_code == 1
+    assert "holds a guard for another engine than 'llama-cpp'; allowed: a new folder, or a bundle" in refused.stderr
+    assert {path.name: path.read_bytes() for path in guard.iterdir()} == before
+    calibrate("--guard", guard, "--base", file, "--data", rows, "--out", tmp_path / "bundle")
+    words = ["calibrate", "--guard", str(guard), "--data", str(rows), "--out", str(tmp_path / "bundle")]
+    assert "another engine than 'torch'; allowed: a new folder, or a guard" in CliRunner().invoke(app, words).stderr
 
 
 def test_neither_torch_nor_transformers_is_imported(made: tuple[Path, Path]) -> None:

@@ -18,7 +18,7 @@ from lora_guard.data.split import fold
 from lora_guard.errors import ConfigError, DataError
 from lora_guard.evaluation.calibrate import fit, held_out_scores, scores
 from lora_guard.evaluation.metrics import Bools, Floats, point_metrics
-from lora_guard.guard import Guard
+from lora_guard.guard import Guard, engine_name, find
 from lora_guard.progress import progress
 from lora_guard.training.card import with_calibration
 from lora_guard.verdict import Calibration, Policy
@@ -39,15 +39,41 @@ def default_rule(target_fpr: float | None, target_recall: float | None, best_f1:
     return Policy(rule="best_f1")
 
 
-def check_out(out: Path) -> None:
-    """Find before anything is loaded that a folder is not for a guard.
+def check_out(out: Path, engine: str) -> None:
+    """Find before anything is loaded that a folder is not for a guard of the engine.
 
     Raises:
-        ConfigError: something else than a guard is there.
+        ConfigError: something else is there.
+        ArtifactError: a guard that cannot be read is there.
+        InputError: an unknown engine.
     """
-    empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not empty and not (out / artifact.SPEC_FILE).is_file():
-        raise ConfigError(f"{out} exists and is not a guard; allowed: a new folder, or a guard to replace")
+    form, allowed = _FORMS[engine_name(engine)]
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / artifact.SPEC_FILE).is_file():
+        raise ConfigError(f"{out} exists and is not a guard; allowed: a new folder, or {allowed} to replace")
+    if artifact.read_spec(out).form != form:
+        raise ConfigError(
+            f"{out} holds a guard for another engine than {engine!r}; allowed: a new folder, or {allowed} to replace"
+        )
+
+
+_FORMS = {"torch": ("peft", "a guard folder"), "llama-cpp": ("llama-cpp", "a bundle")}
+
+
+def folder_for(guard: str, engine: str, base: str | None, *, allow_other_base: bool = False) -> Path:
+    """The folder whose files a calibrated guard takes over: for ``llama-cpp`` the bundle, made of a guard if need be.
+
+    Raises:
+        ArtifactError: there is no such guard, or it is made for other weights than the .gguf file's.
+        ModelError: the .gguf file cannot be read, or the engine is not installed.
+    """
+    folder = find(guard)
+    if engine != "llama-cpp":
+        return folder
+    from lora_guard.engine.device_guard import as_bundle
+
+    return as_bundle(folder, base=base, allow_other_base=allow_other_base)
 
 
 def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, balanced: Policy) -> dict[str, Any]:
@@ -55,7 +81,7 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
 
     Args:
         guard: scores the rows.
-        folder: where it was read from.
+        folder: where it was read from; for a guard in llama.cpp a bundle.
         paths: files of labelled rows that the guard was not trained on; rows without any label are left out.
         out: the folder of the new guard, may be ``folder``.
         balanced: how the default policy chooses its thresholds.
@@ -66,11 +92,11 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
         calibration, and of a fit on the half of the prompts that a row is not among; None without labelled rows.
 
     Raises:
-        ConfigError: ``out`` is something else than a guard.
+        ConfigError: ``out`` is something else than a guard of this engine.
         DataError: a missing or bad file, or one without a labelled row.
         ResourceError: no memory for a batch, or no disk space.
     """
-    check_out(out)
+    check_out(out, "torch" if guard.spec.form == "peft" else "llama-cpp")
     examples = [row for path in paths for row in _labelled(path, guard)]  # every file is checked before scoring
     targets = [row.target for row in examples]
     with progress("score", len(examples)) as tick:
@@ -85,6 +111,7 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
     record = {
         "data": [{"file": path.name, "sha256": files.sha256(path)} for path in paths],
         "rows": len(examples),
+        "base": guard.base_fingerprint,
         "lora-guard": version("lora-guard"),
         "ece": error,
     }

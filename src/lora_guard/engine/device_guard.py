@@ -44,6 +44,25 @@ def load(
     return read.spec, engine(read, model), None, fingerprint
 
 
+def as_bundle(folder: Path, *, base: str | None = None, allow_other_base: bool = False) -> Path:
+    """The bundle of a guard on a GGUF file: a guard folder's is in the user's cache, made if need be.
+
+    Args:
+        folder: a bundle or a guard folder.
+        base: as for :func:`load`.
+        allow_other_base: as for :func:`load`.
+
+    Raises:
+        ArtifactError: the guard is missing, corrupted, or made for other weights.
+        ModelError: the file cannot be read.
+        ResourceError: the cache cannot be written.
+    """
+    spec = read_spec(folder)
+    if spec.form == "llama-cpp":
+        return folder
+    return _cached(folder, checked_model(spec, folder, base or spec.base.name, allow_other_base=allow_other_base))
+
+
 def checked_model(spec: GuardSpec, folder: Path, base: str, *, allow_other_base: bool = False) -> Model:
     """The model in a GGUF file, if it is the one that the guard in ``folder`` was trained for.
 

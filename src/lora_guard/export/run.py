@@ -94,7 +94,7 @@ def _card(name: str, base: str, measured: str, *, licence: bool) -> str:
         f"# {name} for llama.cpp",
         "",
         f"The guard `{name}` for the chat model `{base}` in any GGUF quantisation. `guard.json` says what it judges",
-        "and with which thresholds; they were chosen on the guard's own model.",
+        "and with which thresholds, chosen on the guard's own model unless a section on calibration below says where.",
         "",
         "llama.cpp loads `adapter.gguf`; `heads.safetensors` maps the last token's hidden state to logits, harmfulness",
         "first.",
