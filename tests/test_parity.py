@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from lora_guard import base_model
 from lora_guard.cli import app
 from lora_guard.errors import ModelError
+from lora_guard.export.texts import conversations
 
 parity = pytest.importorskip("lora_guard.export.parity", reason="needs the extra 'device'", exc_type=ModelError)
 pytestmark = pytest.mark.extras
@@ -61,7 +62,7 @@ def test_another_base_is_refused_by_its_norms(made: tuple[Path, Path], tmp_path:
     assert "has other norms than that" in result.stderr
 
 
-PARITY = parity.Parity("x.gguf", False, 100, 0.01, 0.1, 0.01, 0.1, 5, 2)
+PARITY = parity.Parity("x.gguf", False, 100, 0.01, 0.1, 0.01, 0.1, 40, 5, 2)
 
 
 @pytest.mark.parametrize(
@@ -69,12 +70,26 @@ PARITY = parity.Parity("x.gguf", False, 100, 0.01, 0.1, 0.01, 0.1, 5, 2)
     [
         ({}, True),
         ({"flips_recalibrated": 3}, False),
+        ({"flagged": 2, "flips_recalibrated": 0}, False),
+        ({"flagged": 98, "flips_recalibrated": 0}, False),
         ({"exact": True}, False),
         ({"exact": True, "feature_max": 1e-4, "flips_recalibrated": 50}, True),
     ],
 )
 def test_fp32_is_held_to_its_features_and_the_rest_to_its_verdicts(changed: dict[str, float], passed: bool) -> None:
     assert dataclasses.replace(PARITY, **changed).passed == passed
+
+
+def test_a_check_that_could_not_fail_asks_for_rows_of_both_kinds() -> None:
+    assert "export with --data" in dataclasses.replace(PARITY, flagged=0).to_markdown()
+    assert "--data" not in PARITY.to_markdown()
+
+
+def test_a_bundle_with_other_test_texts_is_refused(made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "conversations", lambda: conversations()[:-1])
+    result = CliRunner().invoke(app, ["export", "--check", str(made[0]), "--model", str(made[1])])
+    assert result.exit_code == 1
+    assert "was exported with 108 test texts; allowed: this version's 107" in result.stderr
 
 
 def test_recalibration_takes_the_threshold_with_the_fewest_flips() -> None:

@@ -34,6 +34,8 @@ class Parity:
     feature_max: float
     score_mean: float
     score_max: float
+    flagged: int
+    """Verdicts on harmfulness that are flags, by the guard's own model at the guard's threshold."""
     flips: int
     """Verdicts on harmfulness that differ at the guard's threshold."""
     flips_recalibrated: int
@@ -43,7 +45,12 @@ class Parity:
     def passed(self) -> bool:
         if self.exact:
             return self.feature_max <= FEATURES
-        return self.flips_recalibrated <= FLIPS * self.rows
+        return self.both_kinds and self.flips_recalibrated <= FLIPS * self.rows
+
+    @property
+    def both_kinds(self) -> bool:
+        """Whether more verdicts of either kind could flip than may: with fewer, a check of them could not fail."""
+        return min(self.flagged, self.rows - self.flagged) > FLIPS * self.rows
 
     def to_markdown(self) -> str:
         """A table, with the criterion below."""
@@ -54,10 +61,15 @@ class Parity:
             f"| test vectors | {self.rows} |",
             f"| features, of the row's largest: median, highest | {self.feature_median:.2g}, {self.feature_max:.2g} |",
             f"| harmfulness score: mean, highest | {self.score_mean:.2g}, {self.score_max:.2g} |",
+            f"| verdicts of the guard's own model that are flags | {self.flagged} |",
             f"| verdicts that flip, at the guard's threshold | {self.flips} |",
             f"| verdicts that flip, after recalibration | {self.flips_recalibrated} |",
         ]
-        needed = f"features within {FEATURES:g}" if self.exact else f"at most {FLIPS:.0%} of the verdicts flip"
+        needed = f"features within {FEATURES:g}"
+        if not self.exact:
+            needed = f"at most {FLIPS:.0%} of the verdicts flip"
+            if not self.both_kinds:
+                needed += ", of some that are flags and some that are not; export with --data for rows of both kinds"
         return "\n".join([*lines, "", f"{'Passed' if self.passed else 'FAILED'}: needed with this model: {needed}."])
 
 
@@ -70,7 +82,13 @@ def check(bundle: Bundle, model: Model, done: Callable[[int], None] = lambda row
     vectors = read_vectors(bundle)
     engine = device_guard.engine(bundle, model)
     rows = [ids.tolist() for ids in np.split(vectors["ids"], vectors["lengths"].cumsum()[:-1])]
-    for conversation, row in zip(conversations(), rows[: int(vectors["own"][0])], strict=True):
+    texts = conversations()
+    if vectors["own"][0] != len(texts):
+        raise ArtifactError(
+            f"{bundle.folder} was exported with {vectors['own'][0]} test texts; allowed: this version's {len(texts)}; "
+            "run: lora-guard export"
+        )
+    for conversation, row in zip(texts, rows, strict=False):  # rows of the user's own follow
         rendered = engine.renderer.judged(conversation, conversation.target, bundle.spec.invocation)
         if rendered.windows(bundle.spec.max_length)[0] != row:
             raise ArtifactError(
@@ -99,6 +117,7 @@ def _compared(bundle: Bundle, model: Model, vectors: dict[str, Array], features:
         feature_max=float(differences.max()),
         score_mean=float(np.abs(scores - own_scores).mean()),
         score_max=float(np.abs(scores - own_scores).max()),
+        flagged=int(own_flagged.sum()),
         flips=int((own_flagged != flagged).sum()),
         flips_recalibrated=sum(fewest_flips(scores[rows], own_flagged[rows]) for rows in (responses, ~responses)),
     )
