@@ -1,5 +1,6 @@
 """Writes the tiny chat models as GGUF files in fp32, as llama.cpp's converter would."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,28 @@ from lora_guard.export.adapter_gguf import architecture_of
 NORMAL, CONTROL, UNUSED = 1, 3, 5
 
 
-def tiny_gguf(path: Path, model: PreTrainedModel) -> Path:
-    """Write the model with the byte tokenizer of :mod:`tiny`."""
+def byte_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
+    """The byte tokenizer of :mod:`tiny`."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, "<|im_start|>", "<|im_end|>"]
+    types = [NORMAL] * len(letters) + [CONTROL, CONTROL]
+    unused = vocabulary - len(tokens)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([*tokens, *(f"[unused {place}]" for place in range(unused))])
+    writer.add_token_types([*types, *[UNUSED] * unused])
+    writer.add_token_merges(["a b"])  # llama.cpp asks for one; no token "ab" makes it idle
+    writer.add_bos_token_id(START_ID)
+    writer.add_eos_token_id(END_ID)
+    writer.add_pad_token_id(END_ID)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHATML)
+
+
+def tiny_gguf(
+    path: Path, model: PreTrainedModel, add_tokenizer: Callable[[gguf.GGUFWriter, int], None] = byte_tokenizer
+) -> Path:
+    """Write the model with a tokenizer; ``add_tokenizer`` is also told the size of the vocabulary."""
     config: Any = model.config
     name = architecture_of(config.model_type)
     writer = gguf.GGUFWriter(path, name)
@@ -35,30 +56,13 @@ def tiny_gguf(path: Path, model: PreTrainedModel) -> Path:
     if name == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
         writer.add_sliding_window(config.sliding_window or config.max_position_embeddings)
-    _add_tokenizer(writer, config.vocab_size)
+    add_tokenizer(writer, config.vocab_size)
     _add_weights(writer, model, name)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, "<|im_start|>", "<|im_end|>"]
-    types = [NORMAL] * len(letters) + [CONTROL, CONTROL]
-    unused = vocabulary - len(tokens)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([*tokens, *(f"[unused {place}]" for place in range(unused))])
-    writer.add_token_types([*types, *[UNUSED] * unused])
-    writer.add_token_merges(["a b"])  # llama.cpp asks for one; no token "ab" makes it idle
-    writer.add_bos_token_id(START_ID)
-    writer.add_eos_token_id(END_ID)
-    writer.add_pad_token_id(END_ID)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(CHATML)
 
 
 def _add_weights(writer: gguf.GGUFWriter, model: PreTrainedModel, name: str) -> None:
