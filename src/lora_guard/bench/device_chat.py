@@ -10,18 +10,20 @@ from filelock import FileLock
 from lora_guard import files
 from lora_guard.bench.chat import Check, Prompt, session_check
 from lora_guard.default_model import cache_folder
-from lora_guard.engine.llama_cpp import Model, quantise
+from lora_guard.engine.llama_cpp import Model, file_type_number, quantise
 from lora_guard.engine.llama_cpp_engine import Heads, LlamaCppEngine
 from lora_guard.engine.session import Session
 
 
 def quantised(source: Path, file_type: str) -> Path:
-    """A GGUF model in another file type, made once into the user's cache.
+    """A GGUF model in a file type: the file itself if it is of that type, else made once into the user's cache.
 
     Raises:
-        ModelError: the source cannot be read.
+        ModelError: the source cannot be read, or there is no such type.
         ResourceError: the cache cannot be written.
     """
+    if Model(source).file_type == file_type_number(file_type):
+        return source
     key = hashlib.sha256(f"{source} {source.stat().st_size} {source.stat().st_mtime_ns}".encode()).hexdigest()
     folder = cache_folder() / "quantised"
     path = folder / f"{source.name.partition('.')[0]}-{key[:12]}.{file_type}.gguf"

@@ -246,17 +246,26 @@ def quantise(source: Path, target: Path, file_type: str) -> None:
     Raises:
         ModelError: no such type, or the source cannot be read.
     """
-    number = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{file_type}", None)
-    if number is None:
-        raise ModelError(f"file type {file_type!r} is unknown to llama.cpp; allowed: F16, Q8_0, Q4_K_M and the like")
     params = llama.llama_model_quantize_default_params()
-    params.ftype = number
+    params.ftype = file_type_number(file_type)
     params.allow_requantize = True  # the default model is quantised already
     params.nthread = threads()
     with _log() as lines:
         code = llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
     if code:
         raise ModelError(f"{str(source)!r} cannot be written as {file_type}: {_reason(lines)}")
+
+
+def file_type_number(file_type: str) -> int:
+    """llama.cpp's number of a file type, as :attr:`Model.file_type` has it.
+
+    Raises:
+        ModelError: no such type.
+    """
+    number = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{file_type}", None)
+    if number is None:
+        raise ModelError(f"file type {file_type!r} is unknown to llama.cpp; allowed: F16, Q8_0, Q4_K_M and the like")
+    return int(number)
 
 
 def threads() -> int:
