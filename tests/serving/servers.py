@@ -2,7 +2,8 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,3 +77,9 @@ def serving(guard: Guard, *, keys: tuple[str, ...] = (), **config: Any) -> Itera
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what must come; a test that waits in vain is stopped from outside."""
+    while not condition():
+        time.sleep(0.005)

@@ -40,6 +40,10 @@ def test_each_key_opens_and_no_other_does(closed: Running) -> None:
         with pytest.raises(AuthenticationError) as error:
             closed.openai(key.strip() + "x").models.list()
         assert error.value.code == "invalid_api_key"
+    assert closed.get("/v1/models", headers={"x-api-key": "two"}).status_code == 200
+    assert closed.get("/v1/models", headers={"x-api-key": "three"}).status_code == 401
+    # A wrong key is not saved by a right one in the other header.
+    assert closed.get("/v1/models", headers={"authorization": "Bearer no", "x-api-key": "one"}).status_code == 401
     for header in ("", "one", "Basic one", "Bearer", "Bearer \u00fc"):
         response = closed.get("/v1/models", headers={"authorization": header.encode()})
         assert response.status_code == 401

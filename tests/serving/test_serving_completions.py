@@ -247,6 +247,22 @@ def test_fields_without_effect_are_passed_over(server: Running, guard: Guard) ->
     assert answer.choices[0].message.content == alone(guard).response
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "default", "stream": False, "messages": ASKED, "max_completion_tokens": 20, "temperature": 0.0},
+        {"model": "default", "messages": ASKED, "temperature": 0, "max_tokens": 20},
+    ],
+    ids=["langchain-openai 1.7", "litellm 1.110"],
+)
+def test_the_requests_of_langchain_and_litellm_are_answered(server: Running, guard: Guard, body: Any) -> None:
+    """As recorded from ``examples/``; both moderate through OpenAI's own client's form of ``/v1/moderations``."""
+    assert server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] == alone(guard).response
+    judged = server.post("/v1/moderations", {"model": "omni-moderation-latest", "input": "Hello"}).json()
+    assert set(judged) == {"id", "model", "results"}
+    assert judged["results"][0]["flagged"] is False
+
+
 def test_error_messages_hold_nothing_of_the_text(server: Running) -> None:
     bad = [
         {**GREEDY, "messages": [{"role": "user", "content": ["secret words"]}]},

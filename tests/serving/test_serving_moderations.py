@@ -167,15 +167,24 @@ def test_vllms_classification_shape(server: Running) -> None:
 
 @pytest.mark.parametrize("kind", ["request", "response"])
 def test_litellms_guardrail_shape(tmp_path: Path, kind: str) -> None:
-    body = {"input_type": kind, "texts": TEXTS, "structured_messages": [], "litellm_call_id": "1", "images": None}
+    """The fields of LiteLLM 1.110, and the header in which it sends a key."""
+    absent = ("litellm_call_id", "litellm_trace_id", "images", "tools", "tool_calls", "model", "request_headers")
+    messages = [{"role": "user", "content": text} for text in TEXTS]
+    body: dict[str, Any] = {
+        "input_type": kind, "texts": TEXTS, "structured_messages": messages, "request_data": {},
+        "litellm_version": "1.110.2", "additional_provider_specific_params": {}, **dict.fromkeys(absent),
+    }  # fmt: skip
+    key = {"x-api-key": "one"}
     for threshold, action in ((0.0, "BLOCKED"), (1.0, "NONE")):
-        with serving(tiny_guard(tmp_path / str(threshold), threshold=threshold)) as server:
-            form = server.post("/beta/litellm_basic_guardrail_api", body).json()
+        guard = tiny_guard(tmp_path / str(threshold), threshold=threshold)
+        with serving(guard, keys=("one",)) as server:
+            form = server.post("/beta/litellm_basic_guardrail_api", body, headers=key).json()
             assert form["action"] == action
             assert (form["blocked_reason"] is None) == (action == "NONE")
             assert TEXTS[1] not in json.dumps(form)
-            empty = server.post("/beta/litellm_basic_guardrail_api", {"input_type": kind, "texts": []})
-            assert empty.json()["action"] == "NONE"
+            for texts in ([], None):
+                empty = server.post("/beta/litellm_basic_guardrail_api", {**body, "texts": texts}, headers=key)
+                assert empty.json()["action"] == "NONE"
 
 
 def test_models_metrics_and_health(server: Running) -> None:

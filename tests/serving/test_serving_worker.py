@@ -4,14 +4,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import pytest
 from openai import APIStatusError, InternalServerError, RateLimitError
-from servers import Running, serving, tiny_guard
+from servers import Running, serving, tiny_guard, until
 
 from lora_guard import ChatEnd, Conversation, Guard
 from lora_guard.verdict import GuardLogits
@@ -37,12 +37,6 @@ def asked(text: str, tokens: int = 20, mode: str = "score", **more: Any) -> dict
     return {
         "model": "any", "messages": messages, "max_tokens": tokens, "temperature": 0, "moderation": moderation, **more
     }  # fmt: skip
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must come; a test that waits in vain is stopped from outside."""
-    while not condition():
-        time.sleep(0.005)
 
 
 def test_answers_and_scores_of_many_clients_are_those_computed_alone(server: Running, guard: Guard) -> None:

@@ -92,7 +92,7 @@ class Access:
             return
         caller = (scope.get("client") or ("unknown", 0))[0]
         if self._keys:
-            caller = self._known(headers.get("authorization", ""))
+            caller = self._known(headers)
         wait = self._rates.take(caller)
         if wait:
             raise RequestError(
@@ -100,11 +100,13 @@ class Access:
                 headers={"Retry-After": str(wait)},
             )  # fmt: skip
 
-    def _known(self, authorization: str) -> str:
+    def _known(self, headers: Headers) -> str:
         """The key's place among the keys; every key is compared, each in constant time."""
-        scheme, _, given = authorization.partition(" ")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = headers.get("x-api-key", "")  # how LiteLLM's generic guardrail sends it
         found = [hmac.compare_digest(given.strip().encode("utf-8", "replace"), key) for key in self._keys]
-        if scheme.lower() != "bearer" or not any(found):
+        if not any(found):
             raise RequestError(
                 401, "invalid_api_key", "the API key is missing or unknown; give it as Authorization: Bearer KEY",
                 headers={"WWW-Authenticate": "Bearer"},

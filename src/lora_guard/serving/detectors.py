@@ -83,7 +83,8 @@ class GuardrailRequest(Open):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input_type": "request", "texts": ["I will hurt you"]}]})
 
-    texts: list[str] = Field(default_factory=list)
+    texts: list[str] | None = None
+    """None where a call holds no text; images and tool calls are not judged."""
     input_type: Literal["request", "response"]
 
 
@@ -127,7 +128,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/beta/litellm_basic_guardrail_api")
     async def litellm_guardrail(request: Request, body: GuardrailRequest) -> GuardrailResponse:
         """Judge prompts before a call or answers after it; one flagged text blocks."""
-        texts = bounded(body.texts, service)
+        texts = bounded(body.texts or [], service)
         if not texts:
             return GuardrailResponse(action="NONE")
         is_prompt = body.input_type == "request"
