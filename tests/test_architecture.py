@@ -116,6 +116,7 @@ ORDER = [
     "serving.results",
     "serving.audit",
     "serving.service",
+    "serving.playground",
     "serving.access",
     "serving.completions",
     "serving.moderations",

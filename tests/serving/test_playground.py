@@ -87,7 +87,38 @@ def test_block_mode_withholds_prompt_and_answer(page: Page) -> None:
     page.select_option("#input-mode", "block")
     slide(page, "#prompt-threshold", 0)
     ask(page)
-    expect(page.locator(".note.flagged").last).to_have_text("the prompt was flagged by the guard")
+    expect(page.locator(".note.flagged").last).to_contain_text("the prompt was flagged by the guard")
+
+
+def test_an_earlier_answers_scores_can_be_shown_again(page: Page) -> None:
+    ask(page, tokens=8)
+    ask(page, tokens=24)
+    expect(page.locator("#line")).to_contain_text("24 tokens")
+    page.locator(".message.assistant").first.click()
+    expect(page.locator("#line")).to_contain_text("8 tokens")
+
+
+def test_a_request_that_fails_keeps_its_words(page: Page) -> None:
+    page.fill("#tokens", "4096")
+    page.fill("#prompt", "Hello")
+    page.press("#prompt", "Enter")
+    expect(page.locator(".note.flagged")).to_contain_text("max_tokens is 4096; allowed: at most 1024")
+    expect(page.locator("#prompt")).to_have_value("Hello")
+
+
+def test_a_key_is_asked_for_where_one_is_needed(browser: Browser, server: Running) -> None:
+    with serving(server.guard, keys=("one",)) as closed:
+        page = browser.new_page()
+        page.goto(closed.url)
+        expect(page.locator("#model")).to_have_text("This server needs an API key.")
+        page.fill("#key", "two")
+        page.press("#key", "Enter")
+        expect(page.locator("#model")).to_have_text("This API key is unknown.")
+        page.fill("#key", "one")
+        page.press("#key", "Enter")
+        expect(page.locator("#model")).to_have_text("tiny")
+        ask(page)
+        page.close()
 
 
 def test_markup_in_texts_stays_text(page: Page) -> None:
@@ -126,6 +157,9 @@ def test_a_bad_file_is_said(page: Page) -> None:
     page.fill("#rows", '{"text": "one"}\n{"other": 1}')
     page.click("#judge")
     expect(page.locator("#batch-state")).to_contain_text("line 2 has no field")
+    page.fill("#rows", '["one", "two"]')
+    page.click("#judge")
+    expect(page.locator("#batch-state")).to_contain_text("give one object a line")
 
 
 def test_the_keyboard_reaches_everything(page: Page) -> None:

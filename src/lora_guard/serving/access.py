@@ -13,13 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_guard.errors import LoraGuardError
+from lora_guard.serving import playground
 from lora_guard.serving.config import ServeConfig
 from lora_guard.serving.metrics import Metrics
 from lora_guard.serving.wire import RequestError, request_error
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/", "/health", "/ready", "/playground.css", "/playground.js"})
+OPEN_PATHS = frozenset({"/health", "/ready", *playground.FILES})
 """Served without a key: they tell nothing but that the server is there."""
 
 _CALLERS = 10_000

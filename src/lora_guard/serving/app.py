@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from lora_guard.serving import completions, detectors, moderations, status, wire
+from lora_guard.serving import completions, detectors, moderations, playground, status, wire
 from lora_guard.serving.access import Access
 from lora_guard.serving.service import Service
 
@@ -39,6 +39,7 @@ def build(service: Service, keys: Sequence[str]) -> FastAPI:
     )
     for routes in (completions.routes, moderations.routes, detectors.routes, status.routes):
         app.include_router(routes(service))
+    app.include_router(playground.routes())
     wire.install(app)
     if service.config.cors_origins:
         app.add_middleware(

@@ -1,23 +1,14 @@
-"""What is served, whether it is up, its metrics, and the playground's page."""
+"""What is served, whether it is up, and its metrics."""
 
-from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from lora_guard.serving.metrics import CONTENT_TYPE
 from lora_guard.serving.schemas import ModelCard, ModelList
 from lora_guard.serving.service import Service
 from lora_guard.serving.wire import RequestError, error_responses
-
-STATIC = Path(__file__).parent / "static"
-
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'",
-    "cache-control": "no-cache",
-}
 
 
 class Health(BaseModel):
@@ -55,17 +46,5 @@ def routes(service: Service) -> APIRouter:
     async def metrics() -> Response:
         """Counters and histograms in Prometheus' text form."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
-
-    @router.get("/", include_in_schema=False)
-    async def playground() -> FileResponse:
-        return FileResponse(STATIC / "playground.html", headers=_PAGE_HEADERS)
-
-    @router.get("/playground.css", include_in_schema=False)
-    async def style() -> FileResponse:
-        return FileResponse(STATIC / "playground.css", headers=_PAGE_HEADERS)
-
-    @router.get("/playground.js", include_in_schema=False)
-    async def script() -> FileResponse:
-        return FileResponse(STATIC / "playground.js", media_type="text/javascript", headers=_PAGE_HEADERS)
 
     return router
