@@ -31,6 +31,7 @@ class Answer {
     this.pieces = [];
     this.checks = [];
     this.prompt = null;
+    this.blocked = false;
     this.last = null;
   }
 
@@ -98,7 +99,7 @@ function drawSummary() {
   const parts = [];
   if (prompt) {
     const over = prompt.score >= threshold("prompt");
-    parts.push(`Prompt ${prompt.score.toFixed(2)}${over ? ": would be blocked" : ""}.`);
+    parts.push(`Prompt ${prompt.score.toFixed(2)}${shown.blocked ? ": was blocked" : over ? ": would be blocked" : ""}.`);
   }
   if (checks.length) {
     const would = mode === "block" ? "was" : "would be";
@@ -222,6 +223,7 @@ function stopped(error, answer) {
   if (error.name === "AbortError") return ["Stopped.", false];
   const result = error.detail?.moderation?.input?.results?.[0];
   if (!result) return [error.message, true];
+  answer.blocked = true;
   const categories = Object.fromEntries(categoriesOf(result).map(([name, score, flagged]) => [name, { score, flagged }]));
   answer.check({ target: "prompt", tokens: 0, score: result.score, threshold: result.threshold, categories });
   return ["Not answered: the prompt was flagged by the guard.", true];
