@@ -74,6 +74,7 @@ ORDER = [
     "evaluation.run",
     "export.texts",
     "export.vectors",
+    "export.peft_seqcls",
     "export.parity",
     "export.run",
     "training",

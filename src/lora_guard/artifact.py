@@ -60,8 +60,8 @@ class GuardSpec(_Strict):
     """The contents of ``guard.json``."""
 
     format_version: Literal[2] = FORMAT_VERSION
-    form: Literal["peft", "llama-cpp"] = "peft"
-    """Whose adapter file the folder has: PEFT's, or llama.cpp's in a bundle (see :mod:`lora_guard.export.bundle`)."""
+    form: Literal["peft", "llama-cpp", "peft-seqcls"] = "peft"
+    """What the folder is: a guard, or what ``lora-guard export`` made of one (:mod:`lora_guard.export`)."""
     name: str
     adapter: Literal["lora", "alora", "none"]
     base: BaseReference
@@ -166,10 +166,12 @@ def read_files(folder: Path) -> tuple[GuardSpec, dict[str, bytes]]:
         ArtifactError: what is missing, corrupted or of another version.
     """
     spec = read_spec(folder)
-    if spec.form != "peft":
+    if spec.form == "llama-cpp":
         raise ArtifactError(
             f"{folder} is a bundle for llama.cpp; allowed: a guard folder, or engine 'llama-cpp' for it"
         )
+    if spec.form == "peft-seqcls":
+        raise ArtifactError(f"{folder} is an export for sequence classification; allowed: a guard folder")
     names = {HEADS_FILE} | ({CONFIG_FILE, WEIGHTS_FILE} if spec.adapter != "none" else set())
     if set(spec.files) != names:
         raise ArtifactError(f"{folder / SPEC_FILE}: 'files' lists {sorted(spec.files)}; allowed: {sorted(names)}")

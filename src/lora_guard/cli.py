@@ -248,9 +248,9 @@ def serve(
 
 @_command
 def export(
-    out: Annotated[Path | None, typer.Argument(help="The bundle's folder; replaced if it exists.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="The folder to write; replaced if it exists.")] = None,
     guard: GuardOption = "default",
-    to: Annotated[str, typer.Option(help="llama-cpp, the one form there is.")] = "llama-cpp",
+    to: Annotated[str, typer.Option(help="llama-cpp, or peft-seqcls for PEFT and vLLM.")] = "llama-cpp",
     base: BaseOption = None,
     data: Annotated[
         Path | None, typer.Option(help="Labelled rows to make test vectors of, beside the built-in texts.")
@@ -260,14 +260,19 @@ def export(
         str | None, typer.Option(help="default or a .gguf file; the default's own for a guard on it when absent.")
     ] = None,
 ) -> None:
-    """Make a bundle of a guard for llama.cpp, or replay a bundle's test vectors on a quantised model."""
+    """Make a bundle of a guard for llama.cpp or a classifier for PEFT, or replay a bundle's vectors on a model."""
     from lora_guard.export import run
     from lora_guard.guard import find
 
-    if to != "llama-cpp":
-        raise InputError(f"--to {to!r} is unknown; allowed: llama-cpp")
+    if to not in ("llama-cpp", "peft-seqcls"):
+        raise InputError(f"--to {to!r} is unknown; allowed: llama-cpp, peft-seqcls")
     if (out is None) == (check is None):
         raise InputError("give either OUT, to write a bundle, or --check BUNDLE")
+    if to == "peft-seqcls":
+        if out is None or model is not None:
+            raise InputError("--check and --model go with bundles for llama-cpp, not with --to peft-seqcls")
+        print(run.export_for_peft(find(guard), out, base=base, data=data))
+        return
     if out is not None:
         print(run.export(find(guard), out, base=base, model=model, data=data))
         return

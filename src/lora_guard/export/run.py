@@ -1,10 +1,13 @@
-"""The two forms of ``lora-guard export``: make a bundle of a guard, and check one on a GGUF model."""
+"""What ``lora-guard export`` does: make a bundle or a classifier of a guard, and check a bundle on a GGUF model."""
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_guard.artifact import LICENCE_FILE, read_spec
+from lora_guard import artifact
+from lora_guard.artifact import LICENCE_FILE, GuardSpec, read_spec
+from lora_guard.conversation import Conversation
 from lora_guard.data.sources import read_file
 from lora_guard.default_model import DEFAULT
 from lora_guard.errors import ArtifactError
@@ -40,7 +43,7 @@ def export(
 
     spec = read_spec(guard)
     if spec.form != "peft":
-        raise ArtifactError(f"{guard} is a bundle already; allowed: a guard folder")
+        raise ArtifactError(f"{guard} is an export already; allowed: a guard folder")
     spec, engine, _, _ = torch_guard.load(guard, base=base, precision="fp32", device="cpu")
     config = engine.base.model.config.get_text_config()
     shape = BaseShape(
@@ -49,8 +52,7 @@ def export(
         config.num_attention_heads,
         config.num_key_value_heads,
     )
-    rows = [] if data is None else read_file(data, Taxonomy.from_dict(spec.taxonomy))
-    found = vectors(engine, [row.conversation() for row in rows[:_ROWS]])
+    found = vectors(engine, _conversations(data, spec))
     assert engine.base.norms is not None  # its type has a mapping, or the shape would have been refused
     base_norms = engine.base.norms
 
@@ -67,6 +69,37 @@ def export(
     measured, _ = check(out, where)
     write(measured)
     return f"{out}: written\n\n{measured}"
+
+
+def export_for_peft(guard: Path, out: Path, *, base: str | None = None, data: Path | None = None) -> str:
+    """Write a guard in PEFT's form for sequence classification.
+
+    Args:
+        guard: the folder of a guard with a plain LoRA adapter.
+        out: the folder to write, replaced if it exists.
+        base: another place of the base model than the guard names.
+        data: labelled rows to make test vectors of, beside the package's own texts.
+
+    Returns:
+        What to tell the user.
+
+    Raises:
+        ArtifactError: the guard is missing, or the form has no place for it.
+        ModelError: the base model cannot be loaded.
+        DataError: a bad row.
+        ResourceError: no disk space.
+    """
+    from lora_guard.engine import torch_guard
+    from lora_guard.export import peft_seqcls
+    from lora_guard.export.vectors import vectors
+
+    saved = artifact.read(guard)
+    spec, engine, _, _ = torch_guard.load(guard, base=base, precision="fp32", device="cpu")
+    peft_seqcls.check(saved, engine.base.model)
+    found = vectors(engine, _conversations(data, spec))
+    labels = ["harmful"] * spec.heads.harmful + list(Taxonomy.from_dict(spec.taxonomy).categories)
+    peft_seqcls.write(out, saved, vectors=found, card=_classifier_card(spec, labels))
+    return f"{out}: written; {len(labels)} labels"
 
 
 def check(folder: Path, model: str) -> tuple[str, bool]:
@@ -89,6 +122,12 @@ def check(folder: Path, model: str) -> tuple[str, bool]:
 _ROWS = 256
 
 
+def _conversations(data: Path | None, spec: GuardSpec) -> list[Conversation]:
+    """The first labelled rows of a file; none without one."""
+    rows = [] if data is None else read_file(data, Taxonomy.from_dict(spec.taxonomy))
+    return [row.conversation() for row in rows[:_ROWS]]
+
+
 def _card(name: str, base: str, measured: str, *, licence: bool) -> str:
     lines: Sequence[str] = (
         f"# {name} for llama.cpp",
@@ -103,6 +142,23 @@ def _card(name: str, base: str, measured: str, *, licence: bool) -> str:
         "## Measured",
         "",
         measured,
+        "",
+    )
+    return "\n".join(lines)
+
+
+def _classifier_card(spec: GuardSpec, labels: Sequence[str]) -> str:
+    lines = (
+        f"# {spec.name} for sequence classification",
+        "",
+        f"The guard `{spec.name}` for the chat model `{spec.base.name}`, as PEFT and vLLM's pooling runner read it.",
+        "",
+        f"Its {len(labels)} labels, in the order of the logits: {', '.join(f'`{label}`' for label in labels)}.",
+        "",
+        "What it takes is the conversation in the chat model's own template, cut before the end of the last turn, and",
+        f"then `{json.dumps(spec.invocation)[1:-1]}`. The logits are raw: `guard.json` has a temperature, a bias and",
+        "thresholds for each label and target, and a score is `sigmoid(logit / temperature + bias)`.",
+        "`test_vectors.safetensors` holds token ids and logits to compare with.",
         "",
     )
     return "\n".join(lines)
