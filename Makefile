@@ -32,7 +32,7 @@ test-extras: $(VENV)/.extras  ## build and install the extras if need be, then t
 # pip keeps the wheel of llama.cpp that it builds below $$XDG_CACHE_HOME/pip: minutes the first time, seconds in the next .venv.
 $(VENV)/.extras: $(READY)
 	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF" \
-	  $(PY) -m pip install -q -c constraints.txt -e '.[device,serve,test-serve]'
+	  $(PY) -m pip install -q -c constraints.txt -e '.[device,serve,scale,test-serve]'
 	@touch $@
 
 lint: $(READY)  ## style, format and types

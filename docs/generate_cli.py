@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from lora_guard.cli import app
 
-COMMANDS = ("train", "eval", "calibrate", "moderate", "chat", "serve", "export", "bench", "doctor")
+COMMANDS = ("train", "eval", "calibrate", "moderate", "bulk", "chat", "serve", "export", "bench", "doctor")
 PAGE = Path(__file__).with_name("cli.md")
 
 

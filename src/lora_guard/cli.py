@@ -186,6 +186,46 @@ def moderate(
 
 
 @_command
+def bulk(
+    input: Annotated[str, typer.Option(help="Path or glob of .jsonl, .csv and .parquet files; s3:// and others too.")],
+    output: Annotated[str, typer.Option(help="Folder of Parquet files: each row and its verdict; new or empty.")],
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster, ray://HOST:PORT; one on this machine is started when absent.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Guards in memory; one a GPU, or else one a machine, when absent.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")] = False,
+    shard_rows: Annotated[
+        int, typer.Option(min=1, help="The most rows of an output file, and of an actor's work that a kill loses.")
+    ] = 1024,
+    target: TargetOption = None,
+    guard: GuardOption = "default",
+    base: BaseOption = None,
+    engine: EngineOption = "torch",
+    policy: PolicyOption = None,
+) -> None:
+    """Judge files of any size on Ray, exactly once a row; needs the extra scale. Small input: moderate."""
+    from lora_guard.bulk_command import bulk as run
+
+    run(
+        input=input,
+        output=output,
+        address=address,
+        actors=actors,
+        shard_rows=shard_rows,
+        resume=resume,
+        guard=guard,
+        base=base,
+        engine=engine,
+        policy=policy,
+        target=target,
+        as_json=json_,
+    )
+
+
+@_command
 def chat(
     guard: GuardOption = "default",
     base: BaseOption = None,

@@ -32,7 +32,7 @@ class Message:
                 f"{self.role} message has content of type {type(self.content).__name__}; "
                 "allowed: a string (use '' for an empty message)"
             )
-        object.__setattr__(self, "content", _valid_unicode(self.content))
+        object.__setattr__(self, "content", valid_unicode(self.content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Conversation:
         return Conversation((*self.messages, Message(role, content)))
 
 
-def _valid_unicode(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """Join surrogate pairs and replace lone surrogates, which no tokenizer accepts, by U+FFFD."""
     try:
         text.encode("utf-8")

@@ -1,0 +1,1 @@
+"""Past one machine: bulk moderation on the engines of the field (the extra ``scale``)."""
