@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -25,11 +25,6 @@ from lora_guard.scale.bulk_shard import DEAD_FOLDER, Done, Job, Judge, ShardMode
 
 _MOST_BLOCKS = 10_000
 """Ray keeps a task for each block; beyond this a block holds several shards."""
-
-_RETRIES = 5
-"""How often a shard is judged again whose actor died; a shard that kills every actor ends the run."""
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +151,7 @@ def _cluster(address: str | None) -> Iterator[None]:
     """A Ray cluster, this process's own unless there is one already; quiet, and with no word of it to its makers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its absence is warned of
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come as exceptions, and become one line
     if ray.is_initialized():
@@ -235,14 +231,13 @@ def _results(job: Job, parts: Sequence[Part], pool: _Pool) -> Iterator[Done]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = 0
+    # Actors that die are started again, and their shards given to another: Ray Data's own way, without a limit.
     data_set = ray.data.from_items(
         [part.to_row() for part in parts], override_num_blocks=min(len(parts), _MOST_BLOCKS)
     ).map(
         ShardModerator,
         fn_constructor_args=(job,),
         compute=ActorPoolStrategy(size=pool.actors),
-        max_restarts=-1,
-        max_task_retries=_RETRIES,
         **pool.resources,
     )
     try:
@@ -303,6 +298,4 @@ def as_text(summary: BulkSummary) -> str:
 
 def as_json(summary: BulkSummary) -> str:
     """The summary as one line of JSON."""
-    from dataclasses import asdict
-
     return json.dumps(asdict(summary))
