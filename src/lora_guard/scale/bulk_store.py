@@ -21,11 +21,8 @@ def matching(pattern: str) -> list[str]:
     """
     system, path = _located(pattern)
     try:
-        if system.isfile(path):
-            found = [path]
-        else:
-            found = sorted(system.glob(path)) if _MAGIC & set(path) else []
-        found = [name for name in found if system.isfile(name)]
+        globbed = _MAGIC & set(path) and not system.isfile(path)
+        found = [name for name in (sorted(system.glob(path)) if globbed else [path]) if system.isfile(name)]
     except OSError as error:
         raise DataError(f"input {pattern!r} cannot be listed: {_reason(error)}") from error
     if not found:

@@ -1,0 +1,60 @@
+"""Where bulk moderation reads and writes: the same on a disk and on any file system of fsspec."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from lora_guard.errors import DataError, InputError
+from lora_guard.scale import bulk_store
+
+
+@pytest.fixture(params=["disk", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else f"memory://{uuid.uuid4()}"
+
+
+def test_what_is_written_is_found_listed_and_read(folder: str) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.csv"):
+        bulk_store.write(f"{folder}/new/{name}", name.encode())
+    found = bulk_store.matching(f"{folder}/new/*.jsonl")
+    assert [name.rpartition("/")[2] for name in found] == ["a.jsonl", "b.jsonl"]
+    with bulk_store.opened(found[0]) as file:
+        assert file.read() == b"a.jsonl"
+    assert bulk_store.size(found[0]) == 7
+    assert bulk_store.matching(found[1]) == found[1:]
+    assert bulk_store.names(f"{folder}/new") == {"a.jsonl", "b.jsonl", "c.csv"}
+    assert bulk_store.names(f"{folder}/other") == set()
+
+
+def test_input_that_is_not_there_is_one_clear_line(folder: str) -> None:
+    bulk_store.write(f"{folder}/new/a.jsonl", b"")
+    for pattern in ("new/*.csv", "new/b.jsonl", "new"):
+        with pytest.raises(DataError, match=r"matches no file; allowed: a file, or a glob"):
+            bulk_store.matching(f"{folder}/{pattern}")
+    with pytest.raises(DataError, match=r"b\.jsonl cannot be read"):
+        bulk_store.size(f"{folder}/new/b.jsonl")
+    with pytest.raises(DataError, match=r"b\.jsonl cannot be read"):
+        bulk_store.opened(f"{folder}/new/b.jsonl")
+    with pytest.raises(DataError, match=r"a\.jsonl is a file; allowed: a folder"):
+        bulk_store.names(f"{folder}/new/a.jsonl")
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "a[1].jsonl").touch()
+    assert bulk_store.matching(str(tmp_path / "a[1].jsonl")) == [str(tmp_path / "a[1].jsonl")]
+
+
+def test_an_unknown_file_system_is_one_clear_line() -> None:
+    with pytest.raises(InputError, match=r"nowhere://a.*; allowed: a path, or the URL of an fsspec file system"):
+        bulk_store.matching("nowhere://a")
+
+
+def test_only_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    kept = {tmp_path / "part-00000-000000.parquet", tmp_path / "_dead" / "part-00000-000000.jsonl", tmp_path / ".mine"}
+    left = {tmp_path / ".part-00000-000001.parquet.x1", tmp_path / "_dead" / ".part-00000-000001.jsonl.x2"}
+    (tmp_path / "_dead").mkdir()
+    for path in kept | left:
+        path.touch()
+    bulk_store.remove_temporaries(str(tmp_path))
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
