@@ -80,7 +80,7 @@ def test_every_row_comes_out_once_with_its_columns_and_verdict(asked: BulkSettin
     assert len({row["row_id"] for row in rows}) == 30
     assert {row["nested"] for row in rows} == {None, '{"n": [1]}'}
     assert sorted(row["when"] for row in rows if row["when"] is not None) == list(range(10))
-    letters = [line for path in Path(asked.output, "_dead").iterdir() for line in path.open()]
+    letters = [line for path in Path(asked.output, "_dead").iterdir() for line in path.read_text().splitlines()]
     assert sorted(json.loads(letter)["row"] for letter in letters) == ["alone", "bad"]
 
 

@@ -63,7 +63,9 @@ def test_rows_are_judged_as_moderate_judges_them_and_bad_ones_stand_apart(job: J
         assert found["verdict_target"] == verdict.target
         assert found["verdict_a_score"] == pytest.approx(verdict.categories["a"].score, abs=1e-6)
     assert [row["more"] for row in rows] == [None, "{}", None, '{"nested": [1]}']
-    letters = [json.loads(line) for line in Path(job.output, "_dead", "part-00000-000000.jsonl").open()]
+    letters = [
+        json.loads(line) for line in Path(job.output, "_dead", "part-00000-000000.jsonl").read_text().splitlines()
+    ]
     assert [json.loads(letter["row"]) for letter in letters[1:]] == [json.loads(text) for text in BAD[1:]]
     assert [letter["where"].rpartition(":")[2] for letter in letters] == ["2", "3", "4", "5"]
     assert letters[0]["row"] == "not json"
