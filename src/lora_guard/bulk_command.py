@@ -1,9 +1,8 @@
 """``lora-guard bulk``: sees that Ray is there, runs a bulk moderation and prints what it came to."""
 
 from importlib.util import find_spec
-from typing import cast
 
-from lora_guard.conversation import TARGETS, Target
+from lora_guard.conversation import TARGETS
 from lora_guard.errors import ConfigError, InputError, allowed
 from lora_guard.guard import engine_name
 
@@ -48,7 +47,7 @@ def bulk(
         base=base,
         engine=chosen,
         policy=policy,
-        target=cast(Target | None, target),
+        target=target,
         shard_rows=shard_rows,
         resume=resume,
     )

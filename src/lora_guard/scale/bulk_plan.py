@@ -6,7 +6,7 @@ from typing import IO, Any, Self
 
 from lora_guard.errors import DataError
 from lora_guard.scale import bulk_rows, bulk_store, bulk_table
-from lora_guard.scale.bulk_rows import Position
+from lora_guard.scale.bulk_rows import Position, Row
 from lora_guard.scale.bulk_table import Columns
 
 _SHARD_BYTES = 32 << 20
@@ -126,12 +126,23 @@ def _cut_text(file: IO[bytes], path: str, shard_rows: int, shard_bytes: int) -> 
         if count == shard_rows or (count and row.after.start - begin.start > shard_bytes):
             shards.append(Shard(len(shards), first, count, *begin))
             begin, first, count = end, first + count, 0
-        if form == ".jsonl":
+        if form == ".jsonl" and _can_be_judged(row):
             bulk_table.add_row(columns, row.values)
         count, end = count + 1, row.after
     if count:
         shards.append(Shard(len(shards), first, count, *begin))
     return shards, columns
+
+
+def _can_be_judged(row: Row) -> bool:
+    """Whether its values get into the output: a dead row's must not decide what type a column has."""
+    if row.bad:
+        return False
+    try:
+        bulk_rows.conversation(row, ".jsonl", None)
+    except DataError:
+        return False
+    return True
 
 
 def _cut_parquet(file: IO[bytes], path: str, shard_rows: int, shard_bytes: int) -> tuple[list[Shard], Columns]:

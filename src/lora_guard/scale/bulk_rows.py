@@ -5,8 +5,10 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
+from lora_guard.conversation import Conversation, Target
 from lora_guard.data.sources import parse_line
 from lora_guard.errors import DataError
+from lora_guard.moderate_file import conversation_of
 
 FORMS = (".jsonl", ".csv", ".parquet")
 LONGEST = 16 << 20
@@ -47,6 +49,18 @@ def form_of(path: str) -> str:
     if form is None:
         raise DataError(f"input {path!r} has another ending than those allowed: {', '.join(FORMS)}")
     return form
+
+
+def conversation(row: Row, form: str, target: Target | None) -> Conversation:
+    """As ``lora-guard moderate`` reads a row; in a table a null, and in CSV a response without text, is none.
+
+    Raises:
+        DataError: the row is none that can be judged; the message begins with its place.
+    """
+    values = {name: value for name, value in row.values.items() if value is not None}
+    if form == ".csv" and not values.get("response"):
+        values.pop("response", None)
+    return conversation_of(values, row.where, target)
 
 
 def rows(file: IO[bytes], path: str, position: Position) -> Iterator[Row]:

@@ -12,7 +12,6 @@ from lora_guard.artifact import SPEC_FILE
 from lora_guard.conversation import Conversation, Target
 from lora_guard.errors import ArtifactError, DataError, GuardError, InputError, LoraGuardError
 from lora_guard.guard import EngineName, Guard, find
-from lora_guard.moderate_file import conversation_of
 from lora_guard.scale import bulk_rows, bulk_store, bulk_table
 from lora_guard.scale.bulk_plan import InputFile, Part
 from lora_guard.scale.bulk_rows import Row
@@ -137,7 +136,7 @@ def _judge(
     for index, row in enumerate(rows):
         if index not in dead:
             try:
-                found[index] = _conversation(row, form, target)
+                found[index] = bulk_rows.conversation(row, form, target)
             except DataError as error:
                 dead[index] = str(error).removeprefix(f"{row.where}: ")
     try:
@@ -152,14 +151,6 @@ def _judge(
             except (GuardError, InputError) as error:
                 dead[index] = str(error)
         return judged, dead
-
-
-def _conversation(row: Row, form: str, target: Target | None) -> Conversation:
-    """As ``lora-guard moderate`` reads a row; in a table a null, and in CSV a response without text, is none."""
-    values = {name: value for name, value in row.values.items() if value is not None}
-    if form == ".csv" and not values.get("response"):
-        values.pop("response", None)
-    return conversation_of(values, row.where, target)
 
 
 def _parquet(table: Any) -> bytes:
