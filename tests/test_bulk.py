@@ -104,9 +104,9 @@ def test_a_stopped_run_goes_on_where_it_was_and_comes_to_the_same(asked: BulkSet
 
 @pytest.mark.usefixtures("cluster")
 def test_an_actor_that_is_killed_again_and_again_loses_and_repeats_nothing(asked: BulkSettings) -> None:
+    asked = replace(asked, shard_rows=1)
     moderate_bulk(asked, shown=False)
-    expected = rows_of(asked.output)
-    again = replace(asked, output=f"{asked.output}-killed", shard_rows=1)
+    again = replace(asked, output=f"{asked.output}-killed")
     killed: set[int] = set()
     over = threading.Event()
 
@@ -129,10 +129,7 @@ def test_an_actor_that_is_killed_again_and_again_loses_and_repeats_nothing(asked
         killer.join()
     assert killed
     assert (summary.judged, summary.dead) == (30, 2)
-    found = rows_of(again.output)
-    assert [row["row_id"] for row in found] == [row["row_id"] for row in expected]
-    for row, other in zip(found, expected, strict=True):  # a score depends a little on the rows beside it
-        assert row["verdict_score"] == pytest.approx(other["verdict_score"], abs=1e-5)
+    assert rows_of(again.output) == rows_of(asked.output)
 
 
 @pytest.mark.usefixtures("cluster")
