@@ -177,7 +177,8 @@ def test_a_driver_that_is_killed_is_resumed_by_the_next(asked: BulkSettings) -> 
     assert (summary["rows"], summary["judged"], summary["dead"]) == (32, 30, 2)
     assert summary["resumed"] >= 3
     assert sorted(row["prompt"] for row in rows_of(asked.output)) == sorted(TEXTS)
-    assert all(line.startswith("bulk: ") for line in result.stderr.splitlines())
+    others = [line for line in result.stderr.splitlines() if not line.startswith("bulk: ")]
+    assert all("Set ray log level" in line for line in others)  # Ray's one word that no setting silences
 
 
 def test_the_summary_of_a_person_says_what_became_of_every_row() -> None:
