@@ -87,6 +87,8 @@ def test_the_thresholds_of_every_policy_stand_there_with_the_rows_they_come_from
         ["strict", "best F1", "0.100", "0.100"],
     ]
     assert "the validation rows of the run." in card
+    assert "`guard.json` has on how many rows each stands." in card
+    assert "those of the categories, and" in model_card(spec(calibration=plain_calibration(["rude"])))
 
 
 def test_a_new_calibration_replaces_its_section_and_nothing_else() -> None:

@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, StrictUndefined
 
 from lora_guard.artifact import GuardSpec
 
@@ -86,7 +86,7 @@ A text is flagged from its policy's threshold on; those of harmfulness:
 {%- for target in ["prompt", "response"] %} {{ "%.3f" | format(calibration.of(target).harmful.thresholds[name]) }} |{% endfor %}
 {%- endfor %}
 
-A recall or a rate is kept on those rows; on yours it may be another. `guard.json` has {{ "the thresholds of the categories, and " if categories }}on how many rows each stands.
+A recall or a rate is kept on those rows; on yours it may be another. `guard.json` has {{ "those of the categories, and " if calibration.categories }}on how many rows each stands.
 """
 
 
@@ -124,7 +124,8 @@ def _calibration(spec: GuardSpec) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    return Environment(keep_trailing_newline=True, autoescape=False).from_string(template).render(values)
+    environment = Environment(keep_trailing_newline=True, autoescape=False, undefined=StrictUndefined)
+    return environment.from_string(template).render(values)
 
 
 def _figure(value: float | None) -> str:
