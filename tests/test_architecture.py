@@ -78,6 +78,7 @@ ORDER = [
     "export.parity",
     "export.run",
     "training",
+    "training.checkpointing",
     "training.loss",
     "training.state",
     "training.card",

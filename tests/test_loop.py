@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from tiny import tiny_folder
 from typer.testing import CliRunner
@@ -23,6 +24,7 @@ from lora_guard.errors import ArtifactError, ConfigError, DataError, ResourceErr
 from lora_guard.training import finish, loop
 from lora_guard.training.loop import train
 
+ACCELERATE = Path(__file__).parents[1] / "configs" / "accelerate"
 CATEGORIES = ["rude", "unfair"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -257,34 +259,27 @@ def test_a_killed_process_resumes_to_the_same_weights(make_config: Callable[...,
     assert_same(tmp_path / "whole", out)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "alora"])
-def test_two_processes_train_the_weights_of_one(
-    make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str
+@pytest.mark.parametrize(("adapter", "processes"), [("lora", 2), ("alora", 2), ("lora", 4)])
+def test_several_processes_train_the_weights_of_one(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str, processes: int
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", 25)  # 17 to train on: the last batch of 4 has fewer rows than processes
     config = make_config(adapter=adapter, lora_dropout=0.0, epochs=1)
     train(config, tmp_path / "one", prefixes=tmp_path / "prefixes")
     assert len(json.loads((tmp_path / "one" / "splits.json").read_text("utf-8"))["train"]) % config.batch_size == 1
     (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.accelerate_cli",
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-    ]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
+    launch += ["--config_file", str(ACCELERATE / "ddp.yaml")]
     options = ["--main_process_port", "0", "-m", "lora_guard", "train", str(tmp_path / "two")]
     result = subprocess.run(
-        [*launch, *options, "--config", str(tmp_path / "config.yaml"), "--set", "processes=2"],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        [*launch, *options, "--config", str(tmp_path / "config.yaml"), "--set", f"processes={processes}"],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "2 processes (gloo)" in result.stdout
+    assert f"{processes} processes (gloo)" in result.stdout
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         assert torch.allclose(one[name], two[name], atol=2e-5), name
@@ -292,6 +287,11 @@ def test_two_processes_train_the_weights_of_one(
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     for mine, theirs in zip(*(records(tmp_path / run / "metrics.jsonl") for run in ("one", "two")), strict=True):
         assert mine.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_launch_configs(path: Path) -> None:
+    load_config_from_file(str(path))
 
 
 def test_fewer_processes_than_asked_for_are_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:

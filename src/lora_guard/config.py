@@ -19,7 +19,15 @@ class _Strict(BaseModel):
 _WITHOUT_EFFECT = {
     "alora": set[str](),
     "lora": {"prefix_cache"},
-    "none": {"prefix_cache", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers"},
+    "none": {
+        "prefix_cache",
+        "activation_checkpointing",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "layers",
+    },
 }
 
 
@@ -125,6 +133,8 @@ class TrainConfig(_Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``bf16``: autocast over fp32 adapters; ``auto``: bf16 where the device computes it natively."""
 
+    activation_checkpointing: bool = False
+    """With ``lora``: a layer keeps its input alone for the backward pass, and is computed once more there."""
     prefix_cache: float = Field(16.0, ge=0)
     """With ``alora`` and several epochs: gigabytes on the disk for keys and values of the frozen part of the training
     texts, which are then computed once; 0 for none. What does not fit is computed anew in each epoch."""
@@ -159,6 +169,11 @@ class TrainConfig(_Strict):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"test names {repeated[0]!r} twice, or as the run does; allowed: files of different names")
+        if self.activation_checkpointing and self.adapter == "alora":
+            raise ValueError(
+                "activation_checkpointing would compute the kept keys and values of adapter 'alora' again; "
+                "allowed with adapter 'lora'"
+            )
         idle = sorted(_WITHOUT_EFFECT[self.adapter] & self.model_fields_set)
         if idle:
             raise ValueError(f"{idle[0]} has no effect with adapter {self.adapter!r}; choose one")

@@ -25,6 +25,7 @@ from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel, autocast, pad, parameter_counts
 from lora_guard.progress import progress
 from lora_guard.taxonomy import Taxonomy
+from lora_guard.training.checkpointing import checkpoint_layers
 from lora_guard.training.finish import finish_epoch, finish_run
 from lora_guard.training.loss import label_counts, loss_terms, pos_weights
 from lora_guard.training.prefix_cache import PrefixCache
@@ -146,6 +147,8 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator, pr
     heads = GuardHeads(hidden, len(taxonomy.categories), bias=config.head_bias, harmful=config.harmful_head)
     if config.adapter != "none":
         adapter.attach(base.model, _shape(config, invocation_ids if activated else None))
+    if config.activation_checkpointing:
+        checkpoint_layers(base.model)
     model = GuardModel(base.model, heads, kind=config.adapter, invocation=invocation_ids)
     optimizer = torch.optim.AdamW(
         [
