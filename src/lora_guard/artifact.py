@@ -220,10 +220,26 @@ def read_checked(path: Path, expected: str) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
-    found = hashlib.sha256(data).hexdigest()
+    _check_hash(path, hashlib.sha256(data).hexdigest(), expected)
+    return data
+
+
+def check_file(path: Path, expected: str) -> None:
+    """See that a file has the expected sha256, without holding it in memory.
+
+    Raises:
+        ArtifactError: it cannot be read or has another hash.
+    """
+    try:
+        found = files.sha256(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    _check_hash(path, found, expected)
+
+
+def _check_hash(path: Path, found: str, expected: str) -> None:
     if found != expected:
         raise ArtifactError(f"{path} is corrupted: its sha256 is {found[:12]}…, {SPEC_FILE} says {expected[:12]}…")
-    return data
 
 
 def _tensors(path: Path, data: bytes | None) -> "dict[str, Tensor]":

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,6 +63,8 @@ def write_adapter(
         ArtifactError: a tensor on a layer that llama.cpp does not have.
         ResourceError: the file cannot be written.
     """
+    import gguf  # of 8 MB, for a file that is written once
+
     kind = next(a for a, written in gguf.MODEL_ARCH_NAMES.items() if written == base.architecture)
     names = gguf.get_tensor_name_map(kind, base.layers)
     writer = gguf.GGUFWriter(None, base.architecture)

@@ -29,6 +29,7 @@ from lora_guard.artifact import (
     SPEC_FILE,
     WEIGHTS_FILE,
     GuardSpec,
+    check_file,
     read_checked,
     read_files,
     read_spec,
@@ -110,8 +111,10 @@ def read(folder: Path) -> Bundle:
     needed = {HEADS_FILE} | ({ADAPTER_FILE} if spec.adapter != "none" else set())
     if set(spec.files) - {VECTORS_FILE} != needed:
         raise ArtifactError(f"{folder / SPEC_FILE}: 'files' lists {sorted(spec.files)}; allowed: {sorted(needed)}")
-    contents = {name: read_checked(folder / name, spec.files[name]) for name in sorted(needed)}
-    return Bundle(folder, spec, _heads(folder / HEADS_FILE, contents[HEADS_FILE], spec))
+    if ADAPTER_FILE in needed:
+        check_file(folder / ADAPTER_FILE, spec.files[ADAPTER_FILE])  # llama.cpp reads it, from the disk
+    heads = read_checked(folder / HEADS_FILE, spec.files[HEADS_FILE])
+    return Bundle(folder, spec, _heads(folder / HEADS_FILE, heads, spec))
 
 
 def read_vectors(bundle: Bundle) -> dict[str, Array]:
