@@ -18,7 +18,7 @@ def checkpoint_layers(base: PreTrainedModel) -> None:
         base: the chat model, its adapter attached. A pass that fills a cache is left as it is: run twice it would fill
             the cache twice.
     """
-    for layer in cast(Any, base.get_decoder()).layers:
+    for layer in cast(Any, base).get_decoder().layers:
         layer.forward = _checkpointed(layer.forward)
 
 
