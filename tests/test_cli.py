@@ -16,7 +16,7 @@ from lora_guard import ChatEnd, Check, Conversation, Guard, Verdict
 from lora_guard.cli import app
 from lora_guard.terminal import printable
 
-COMMANDS = ["train", "eval", "calibrate", "moderate", "chat", "serve", "export", "bench", "doctor"]
+COMMANDS = ["train", "eval", "calibrate", "moderate", "bulk", "chat", "serve", "export", "bench", "doctor"]
 
 
 @pytest.fixture(scope="module")

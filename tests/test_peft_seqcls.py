@@ -52,7 +52,7 @@ def verify(*words: object) -> subprocess.CompletedProcess[str]:
 def test_transformers_and_peft_give_the_logits_of_the_guard(made: Path, tmp_path: Path) -> None:
     result = verify(made.parent / "seqcls", made.parent / "base", "--base-out", tmp_path / "classifier")
     assert result.returncode == 0, result.stderr
-    assert "72 rows, 3 labels" in result.stdout
+    assert f"{len(conversations())} rows, 3 labels" in result.stdout
     again = verify(made.parent / "seqcls", tmp_path / "classifier")  # what vLLM is started from
     assert again.stdout == result.stdout.splitlines(keepends=True)[0]
     tensors = load_file(tmp_path / "classifier" / "model.safetensors")
