@@ -7,7 +7,6 @@ Without ``--input``, 240 generated rows. The reference is a run that nobody dist
 
 import argparse
 import json
-import random
 import subprocess
 import sys
 import tempfile
@@ -16,10 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from bulk_scaling import write_rows
 from pyarrow.parquet import read_table
-
-from lora_guard.bench.rows import generated
-from lora_guard.taxonomy import Taxonomy
 
 ACTOR = "ShardModerator"
 
@@ -32,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = arguments.input or str(write_rows(folder / "rows.jsonl", 240))
+        source = arguments.input or str(write_rows(folder / "rows.jsonl", None, 240))
         command = [sys.executable, "-m", "lora_guard", "bulk", "--json", "--input", source]
         command += ["--shard-rows", str(arguments.rows_per_shard), "--actors", "1"]
         subprocess.run([*command, "--output", str(folder / "reference")], check=True, stdout=subprocess.DEVNULL)
@@ -111,14 +108,6 @@ def written(output: Path) -> int:
 def read_rows(folder: Path) -> list[dict[str, object]]:
     """All rows, verdicts included, by their ids."""
     return sorted(read_table(str(folder)).to_pylist(), key=lambda row: str(row["row_id"]))
-
-
-def write_rows(path: Path, count: int) -> Path:
-    """Rows of random words with the length distribution of BeaverTails."""
-    taxonomy = Taxonomy.load("beavertails")
-    examples = [generated(random.Random(index), taxonomy) for index in range(count)]
-    path.write_text("".join(json.dumps({"prompt": e.prompt, "response": e.response}) + "\n" for e in examples), "utf-8")
-    return path
 
 
 if __name__ == "__main__":
