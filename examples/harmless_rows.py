@@ -3,14 +3,17 @@
     python examples/harmless_rows.py rows.jsonl --prompts 3000
 
 A chat model that was trained on people's requests writes such a request itself when it is given no more than the
-beginning of a user's turn (Magpie, arXiv 2406.08464). A guard trained on harmful requests alone would take any request
-for harm; rows like these are what a commercially usable guard can set against them, since the best-known benign
-instructions are under non-commercial licences. Nobody has read the rows: a few may be false.
+beginning of a user's turn (Magpie, arXiv 2406.08464); the system's turn before it decides of what kind. A guard trained
+on harmful requests alone would take any request for harm; rows like these are what a commercially usable guard can set
+against them, since the best-known benign instructions are under non-commercial licences, and they bring the long
+requests and the role play that those lack. Nobody has read the rows: a few may be false. The file is written anew after
+each batch, so that a stopped run leaves what it has made.
 """
 
 import argparse
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +22,22 @@ from lora_guard import base_model, files
 from lora_guard.base_model import BaseModel
 from lora_guard.progress import progress
 
-BATCH = 192
-LONGEST_REQUEST = 96
-LONGEST_ANSWER = 128
+BATCH = 128
+LONGEST_REQUEST = 256
+LONGEST_ANSWER = 64
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+# None is the template's own; it stands between the others since it gives the most natural mixture.
+SYSTEMS = (
+    None,
+    "You play any character that the user describes, and tell stories together with the user.",
+    "You rewrite the user's text: shorter, friendlier or more formal.",
+    None,
+    "You sum up the text that the user pastes.",
+    "You write code, explain it and find the errors in it.",
+    None,
+    "You answer questions about history, law, medicine, crime, war and society with facts.",
+    "You talk with the user about everyday life, feelings and opinions.",
+)
 
 
 def main() -> None:
@@ -34,54 +49,58 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     base = base_model.load(arguments.model, dtype=torch.bfloat16)
-    prompts = requests(base, arguments.prompts)
-    answered = dict(answers(base, prompts[::2]))
-    rows = [
-        {"source": "harmless_rows", "prompt": prompt, "response": answered.get(prompt), "unsafe": False}
-        for prompt in prompts
-    ]
-    files.write_text(arguments.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    rows: dict[str, str | None] = {}
+    with progress("make up requests", arguments.prompts, unit="requests") as advance:
+        for system in itertools.cycle(SYSTEMS):
+            before = len(rows)
+            made = [prompt for prompt in requests(base, system) if prompt not in rows]
+            made = made[: arguments.prompts - before]
+            rows |= dict.fromkeys(made)
+            rows |= zip(made[::2], answers(base, made[::2]), strict=True)
+            advance(len(rows) - before)
+            files.write_text(arguments.out, "".join(line(*row) for row in rows.items()))
+            if len(rows) >= arguments.prompts:
+                break
 
 
-def requests(base: BaseModel, count: int) -> list[str]:
-    """Different requests, of those that came to an end."""
-    opening, _, _ = rendered(base, MARK, answer=False).partition(MARK)
-    found: dict[str, None] = {}
-    with progress("make up requests", count, unit="requests") as advance:
-        while len(found) < count:
-            before = len(found)
-            found.update(dict.fromkeys(text for text in continued(base, [opening] * BATCH, LONGEST_REQUEST) if text))
-            advance(min(len(found), count) - before)
-    return list(found)[:count]
+def line(prompt: str, response: str | None) -> str:
+    row = {"source": "harmless_rows", "prompt": prompt, "response": response, "unsafe": False}
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def answers(base: BaseModel, prompts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Prompts with the model's answers, where one came to an end."""
-    ordered = sorted(prompts, key=len)
-    with progress("answer", len(ordered), unit="requests") as advance:
-        for start in range(0, len(ordered), BATCH):
-            batch = ordered[start : start + BATCH]
-            texts = continued(base, [rendered(base, prompt, answer=True) for prompt in batch], LONGEST_ANSWER)
-            yield from ((prompt, text) for prompt, text in zip(batch, texts, strict=True) if text)
-            advance(len(batch))
+def requests(base: BaseModel, system: str | None) -> list[str]:
+    """Different requests that a system's turn brings about, of those that came to an end."""
+    opening, _, _ = rendered(base, MARK, system=system).partition(MARK)
+    made = continued(base, [opening] * BATCH, LONGEST_REQUEST)
+    return list(dict.fromkeys(text for text, ended in made if text and ended))
 
 
-def rendered(base: BaseModel, prompt: str, *, answer: bool) -> str:
+def answers(base: BaseModel, prompts: Sequence[str]) -> list[str | None]:
+    """How the model begins to answer; None where nothing came."""
+    texts = [rendered(base, prompt, answer=True) for prompt in prompts]
+    return [text or None for text, _ in continued(base, texts, LONGEST_ANSWER)] if texts else []
+
+
+def rendered(base: BaseModel, prompt: str, *, system: str | None = None, answer: bool = False) -> str:
     """The chat template's text around a prompt, up to where an answer begins if one is to come."""
     turns = [{"role": "user", "content": prompt}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": system})
     return str(base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer))
 
 
-def continued(base: BaseModel, texts: Sequence[str], longest: int) -> list[str]:
-    """What the model samples behind each text; empty where it found no end."""
+def continued(base: BaseModel, texts: Sequence[str], longest: int) -> list[tuple[str, bool]]:
+    """What the model samples behind each text, and whether it came to an end."""
     inputs = base.tokenizer(
         list(texts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
     )
-    ids = base.model.generate(**inputs, do_sample=True, top_p=0.95, max_new_tokens=longest, pad_token_id=base.pad_id)
+    ids = base.model.generate(
+        **inputs, do_sample=True, top_k=0, min_p=0.05, max_new_tokens=longest, pad_token_id=base.pad_id
+    )
     new = ids[:, inputs.input_ids.shape[1] :]
     ended = torch.isin(new, torch.tensor(sorted(base.stop_tokens))).any(1).tolist()
     decoded = base.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [text.strip() if end else "" for text, end in zip(decoded, ended, strict=True)]
+    return [(text.strip(), end) for text, end in zip(decoded, ended, strict=True)]
 
 
 if __name__ == "__main__":
