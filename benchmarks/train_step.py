@@ -50,8 +50,10 @@ def main() -> None:
     else:
         examples = [generated(random.Random(index), taxonomy) for index in range(arguments.rows)]
     base = base_model.load()
-    adapter.attach(base.model, SHAPE)
-    model = GuardModel(base.model, GuardHeads(base.model.config.hidden_size, len(taxonomy.categories))).train()
+    attached = adapter.attach(base.model, SHAPE)
+    model = GuardModel(
+        base.model, GuardHeads(base.model.config.hidden_size, len(taxonomy.categories)), attached=attached
+    ).train()
     optimizer = torch.optim.AdamW(model.trainable().values(), lr=3e-4)
     sides = {
         "paper": paper_steps(base, model, optimizer, examples, taxonomy),

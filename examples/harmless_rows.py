@@ -23,6 +23,7 @@ from lora_guard.base_model import BaseModel
 from lora_guard.progress import progress
 
 BATCH = 128
+CHUNK = 32
 LONGEST_REQUEST = 256
 LONGEST_ANSWER = 64
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
@@ -90,17 +91,27 @@ def rendered(base: BaseModel, prompt: str, *, system: str | None = None, answer:
 
 
 def continued(base: BaseModel, texts: Sequence[str], longest: int) -> list[tuple[str, bool]]:
-    """What the model samples behind each text, and whether it came to an end."""
-    inputs = base.tokenizer(
-        list(texts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+    """What the model samples behind each text, and whether it came to an end; what has ended leaves the batch."""
+    rows: list[list[int]] = base.tokenizer(list(texts), add_special_tokens=False).input_ids
+    starts = [len(row) for row in rows]
+    unfinished = list(range(len(rows)))
+    for _ in range(0, longest, CHUNK):
+        if not unfinished:
+            break
+        inputs = base.tokenizer.pad(
+            {"input_ids": [rows[place] for place in unfinished]}, padding_side="left", return_tensors="pt"
+        )
+        ids = base.model.generate(
+            **inputs, do_sample=True, top_k=0, min_p=0.05, max_new_tokens=CHUNK, pad_token_id=base.pad_id
+        )
+        for place, new in zip(unfinished, ids[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
+            end = next((at for at, token in enumerate(new) if token in base.stop_tokens), len(new) - 1)
+            rows[place] += new[: end + 1]
+        unfinished = [place for place in unfinished if rows[place][-1] not in base.stop_tokens]
+    decoded = base.tokenizer.batch_decode(
+        [row[start:] for row, start in zip(rows, starts, strict=True)], skip_special_tokens=True
     )
-    ids = base.model.generate(
-        **inputs, do_sample=True, top_k=0, min_p=0.05, max_new_tokens=longest, pad_token_id=base.pad_id
-    )
-    new = ids[:, inputs.input_ids.shape[1] :]
-    ended = torch.isin(new, torch.tensor(sorted(base.stop_tokens))).any(1).tolist()
-    decoded = base.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [(text.strip(), end) for text, end in zip(decoded, ended, strict=True)]
+    return [(text.strip(), row[-1] in base.stop_tokens) for text, row in zip(decoded, rows, strict=True)]
 
 
 if __name__ == "__main__":

@@ -44,9 +44,10 @@ def tiny_guard_folder(
     invocation = renderer.guard_turn if adapter_kind == "alora" else renderer.end_of_turn
     ids = renderer.template_ids(invocation)
     torch.manual_seed(0)
+    attached: adapter.Adapter | None = None
     if adapter_kind != "none":
         modules = ["qkv_proj"] if architecture == "phi3" else ["q_proj", "v_proj"]
-        adapter.attach(
+        attached = adapter.attach(
             base.model, adapter.LoraShape(4, 8, 0.0, modules, invocation=ids if adapter_kind == "alora" else None)
         )
         with torch.no_grad():
@@ -68,7 +69,8 @@ def tiny_guard_folder(
         calibration=plain_calibration(categories, threshold, strict=0.0, permissive=1.0),
     )
     folder = path / "guard"
-    torch_guard.save(GuardModel(base.model, heads, kind=spec.adapter, invocation=ids), spec, folder, card="# tiny\n")
+    model = GuardModel(base.model, heads, kind=spec.adapter, invocation=ids, attached=attached)
+    torch_guard.save(model, spec, folder, card="# tiny\n")
     return folder
 
 

@@ -54,7 +54,8 @@ def test_gradients_equal_those_of_pefts_one_pass(architecture: str, tmp_path: Pa
     for parameter in trained.values():
         parameter.requires_grad_(True)
     ids, mask = pad([row[:-end] for row in rows], 0)
-    logits = model(torch.tensor([row[-end:] for row in rows]), prefixes=[model.read(ids, mask)])
+    with adapter.switched(model.base, model.adapter):
+        logits = model(torch.tensor([row[-end:] for row in rows]), prefixes=[model.read(ids, mask)])
     logits.square().sum().backward()
     assert len(expected) == len(trained) > 0
     for name, parameter in trained.items():
@@ -99,4 +100,6 @@ def test_a_judgement_neither_copies_nor_changes_the_chats_keys_and_values(tmp_pa
 def test_the_adapter_is_read_by_peft_and_refused_for_another_invocation(tmp_path: Path) -> None:
     folder = tiny_guard_folder(tmp_path, adapter_kind="alora")
     guard = Guard.load(folder)
-    assert adapter.config_dict(guard.engine.model.base, "x")["alora_invocation_tokens"] == guard.engine.model.invocation
+    assert (
+        adapter.config_dict(guard.engine.model.adapter, "x")["alora_invocation_tokens"] == guard.engine.model.invocation
+    )

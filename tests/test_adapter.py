@@ -16,24 +16,23 @@ SHAPE = adapter.LoraShape(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "
 IDS = torch.tensor([[1, 2, 3, 4]])
 
 
-def attached(shape: adapter.LoraShape = SHAPE) -> PreTrainedModel:
-    """A frozen tiny model with an adapter."""
+def attached(shape: adapter.LoraShape = SHAPE) -> tuple[PreTrainedModel, adapter.Adapter]:
+    """A frozen tiny model and the adapter on it."""
     model = tiny_model().requires_grad_(False)
     torch.manual_seed(0)
-    adapter.attach(model, shape)
-    return model
+    return model, adapter.attach(model, shape)
 
 
 def trainable(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def with_effect(model: PreTrainedModel) -> PreTrainedModel:
+def with_effect(found: adapter.Adapter) -> adapter.Adapter:
     with torch.no_grad():
-        for name, parameter in trainable(model).items():
+        for name, parameter in found.parameters().items():
             if ".lora_B." in name:
                 parameter.normal_()
-    return model
+    return found
 
 
 @torch.no_grad()
@@ -43,7 +42,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def test_a_fresh_adapter_has_random_a_zero_b_and_no_bias_and_changes_nothing() -> None:
-    model = attached()
+    model, _ = attached()
     names = trainable(model)
     assert len(names) == 2 * 2 * 2  # layers, target modules, A and B
     assert all(name.endswith("weight") and (".lora_A." in name or ".lora_B." in name) for name in names)
@@ -64,40 +63,76 @@ def test_an_adapter_is_in_fp32_on_a_model_in_bf16() -> None:
 
 
 def test_adapters_go_into_the_layers_that_were_named() -> None:
-    names = trainable(attached(adapter.LoraShape(4, 8, 0.0, ["o_proj"], layers=[1])))
+    names = trainable(attached(adapter.LoraShape(4, 8, 0.0, ["o_proj"], layers=[1]))[0])
     assert len(names) == 2
     assert all(".layers.1.self_attn.o_proj." in name for name in names)
 
 
 def test_switched_off_is_the_base_model_bit_for_bit_and_then_on_again() -> None:
-    model, base = with_effect(attached()), logits(tiny_model())
-    on = logits(model)
+    model, found = attached()
+    with_effect(found)
+    on, base = logits(model), logits(tiny_model())
     assert not torch.equal(on, base)
-    with adapter.switched(model, on=False):
+    with adapter.switched(model, None):
         assert torch.equal(logits(model), base)
-        with adapter.switched(model, on=True):
+        with adapter.switched(model, found):
             assert torch.equal(logits(model), on)
         assert torch.equal(logits(model), base)
     assert torch.equal(logits(model), on)
 
 
+def test_of_several_adapters_exactly_the_one_that_is_switched_to_is_on() -> None:
+    first_model, first = attached()
+    with_effect(first)
+    alone = logits(first_model)
+    model, same = attached()
+    with torch.no_grad():
+        for name, parameter in same.parameters().items():
+            parameter.copy_(first.parameters()[name])
+    second = with_effect(adapter.attach(model, adapter.LoraShape(2, 8, 0.0, ["q_proj", "o_proj"])))
+    second_on = logits(model)
+    with adapter.switched(model, same):
+        assert torch.equal(logits(model), alone)
+    with adapter.switched(model, None):
+        assert torch.equal(logits(model), logits(tiny_model()))
+    assert torch.equal(logits(model), second_on)
+    assert not torch.equal(second_on, alone)
+    assert first.parameters().keys() == same.parameters().keys() != second.parameters().keys()
+
+
+def test_a_detached_adapter_leaves_the_others_and_no_parameter() -> None:
+    model, first = attached()
+    with_effect(first)
+    on, names = logits(model), set(trainable(model))
+    second = with_effect(adapter.attach(model, SHAPE))
+    assert len(trainable(model)) == 2 * len(names)
+    adapter.detach(model, second)
+    assert set(trainable(model)) == names
+    assert torch.equal(logits(model), logits(tiny_model()))  # what was on is gone
+    with adapter.switched(model, first):
+        assert torch.equal(logits(model), on)
+    third = adapter.attach(model, SHAPE)  # takes the place that is free again
+    assert third.number == second.number
+
+
 def test_an_error_in_the_block_restores_the_switch() -> None:
-    model = with_effect(attached())
+    model, found = attached()
+    with_effect(found)
     on = logits(model)
-    with pytest.raises(KeyError), adapter.switched(model, on=False):
+    with pytest.raises(KeyError), adapter.switched(model, None):
         raise KeyError
     assert torch.equal(logits(model), on)
 
 
 def test_a_model_without_adapter_has_no_tensors_and_can_be_switched() -> None:
     model = tiny_model()
-    assert adapter.weights(model, torch.bfloat16) == {}
-    with adapter.switched(model, on=False):
+    assert adapter.weights(None, torch.bfloat16) == {}
+    with adapter.switched(model, None):
         assert torch.equal(logits(model), logits(tiny_model()))
 
 
 def test_the_tensors_have_pefts_names_and_the_dtype_asked_for() -> None:
-    tensors = adapter.weights(attached(), torch.bfloat16)
+    tensors = adapter.weights(attached()[1], torch.bfloat16)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     first = "base_model.model.model.layers.0.self_attn.q_proj"
     assert tensors[f"{first}.lora_A.weight"].shape == (4, 32)

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import tiny_folder
 
-from lora_guard import Conversation, Guard, base_model, files
+from lora_guard import Conversation, Guard, adapter, base_model, files
 from lora_guard.artifact import CONFIG_FILE, HEADS_FILE, SPEC_FILE, WEIGHTS_FILE
 from lora_guard.engine.torch_guard import save
 from lora_guard.errors import ArtifactError, LoraGuardError
@@ -66,8 +66,9 @@ def test_peft_reads_the_adapter_and_gives_the_same_features(original: Path) -> N
     guard = Guard.load(original, precision="fp32")
     theirs = PeftModel.from_pretrained(base_model.load(str(original.parent / "base")).model, str(original))
     ids = torch.tensor([guard.engine.renderer.judged(PROMPT, "prompt", guard.spec.invocation).ids])
-    with torch.inference_mode():
-        ours = guard.engine.model.features(ids, torch.ones_like(ids))
+    model = guard.engine.model
+    with torch.inference_mode(), adapter.switched(model.base, model.adapter):
+        ours = model.features(ids, torch.ones_like(ids))
         expected = theirs.get_base_model().get_decoder()(input_ids=ids)[0][:, -1]
     assert torch.allclose(ours, expected, atol=1e-5)
 

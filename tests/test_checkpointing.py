@@ -17,8 +17,8 @@ def model() -> tuple[GuardModel, list[int]]:
     """A guard model with dropout in its adapter, and how often its first layer was computed."""
     torch.manual_seed(0)
     base = tiny_model()
-    adapter.attach(base, adapter.LoraShape(r=4, alpha=8, dropout=0.3, target_modules=["q_proj", "v_proj"]))
-    guard = GuardModel(base, GuardHeads(base.config.hidden_size, 2))
+    attached = adapter.attach(base, adapter.LoraShape(r=4, alpha=8, dropout=0.3, target_modules=["q_proj", "v_proj"]))
+    guard = GuardModel(base, GuardHeads(base.config.hidden_size, 2), attached=attached)
     passes = [0]
 
     def count(*_: object) -> None:

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from guards import tiny_guard_folder
+from guards import judged_generation, tiny_guard_folder
 
 from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Verdict
-from lora_guard.errors import InputError
+from lora_guard.errors import ArtifactError, GuardError, InputError
 from lora_guard.verdict import GuardLogits
 
 PROMPT = Conversation.of("How do I bake bread?")
@@ -60,6 +60,43 @@ def test_a_verdict_is_the_calibration_of_the_logits(guards: dict[str, Guard]) ->
     )
     assert sum(finished) == 2
     assert guard.logits([ANSWER], target="prompt")[0].harmful == pytest.approx(rows[0].harmful, abs=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [("lora", "lora"), ("alora", "lora"), ("lora", "alora"), ("none", "alora")])
+def test_guards_on_one_chat_model_judge_and_chat_as_they_do_alone(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    folders = [
+        tiny_guard_folder(tmp_path / str(place), adapter_kind=kind, strength=0.5 + place)
+        for place, kind in enumerate(kinds)
+    ]
+    alone = [Guard.load(folder, precision="fp32") for folder in folders]
+    first = Guard.load(folders[0], precision="fp32")
+    second = Guard.load(folders[1], on=first, precision="fp32")
+    assert second.engine.base is first.engine.base
+    ids, _ = first.engine.renderer.chat(PROMPT)
+    for _ in range(2):  # in turn
+        for shared, single in zip((first, second), alone, strict=True):
+            assert shared.logits([PROMPT, ANSWER]) == single.logits([PROMPT, ANSWER])
+            assert judged_generation(shared, ids, 1, 0.7) == judged_generation(single, ids, 1, 0.7)
+    assert first.logits([PROMPT]) != second.logits([PROMPT])
+    second.engine.leave()
+    with pytest.raises(GuardError, match="has left the chat model"):
+        second.moderate(PROMPT)
+    assert first.logits([PROMPT, ANSWER]) == alone[0].logits([PROMPT, ANSWER])
+    assert not any("_1." in name for name, _ in first.engine.base.model.named_parameters())
+
+
+def test_only_torch_guards_share_a_chat_model_and_only_as_it_is(guards: dict[str, Guard], tmp_path: Path) -> None:
+    folder, guard = tiny_guard_folder(tmp_path), guards["nothing"]
+    with pytest.raises(InputError, match="on the torch engine alone; allowed: engine 'torch'"):
+        Guard.load(folder, on=guard, engine="llama-cpp")
+    with pytest.raises(InputError, match="allowed beside another guard: no base, device or bulk"):
+        Guard.load(folder, on=guard, base="default")
+
+
+def test_a_guard_of_another_chat_model_does_not_go_on_this_one(guards: dict[str, Guard], tmp_path: Path) -> None:
+    other = tiny_guard_folder(tmp_path, architecture="qwen2")
+    with pytest.raises(ArtifactError, match="was trained on weights"):
+        Guard.load(other, on=guards["nothing"])
 
 
 def test_the_target_can_be_overridden(guards: dict[str, Guard]) -> None:

@@ -19,8 +19,8 @@ rows = st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=12), min_size
 def guard_model(categories: int = 2, *, harmful: bool = True) -> GuardModel:
     base = tiny_model().requires_grad_(False)
     torch.manual_seed(0)
-    adapter.attach(base, adapter.LoraShape(4, 8, 0.0, ["q_proj", "v_proj"]))
-    return GuardModel(base, GuardHeads(32, categories, harmful=harmful)).eval()
+    attached = adapter.attach(base, adapter.LoraShape(4, 8, 0.0, ["q_proj", "v_proj"]))
+    return GuardModel(base, GuardHeads(32, categories, harmful=harmful), attached=attached).eval()
 
 
 MODEL = guard_model()

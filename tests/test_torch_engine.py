@@ -100,9 +100,9 @@ def test_the_guard_path_differs_from_the_base(guard: Guard) -> None:
     ids = torch.tensor([guard.engine.renderer.chat(PROMPT)[0]])
     mask = torch.ones_like(ids)
     with torch.inference_mode():
-        with adapter.switched(model.base, on=True):
+        with adapter.switched(model.base, model.adapter):
             on = model.features(ids, mask)
-        with adapter.switched(model.base, on=False):
+        with adapter.switched(model.base, None):
             off = model.features(ids, mask)
     assert not torch.allclose(on, off, atol=1e-3)
 

@@ -1,15 +1,16 @@
-"""Low-rank adapters on a frozen chat model, kept in PEFT's file format and switched as one.
+"""Low-rank adapters on a frozen chat model, kept in PEFT's file format; of several at most one is on.
 
 ::
 
     x ──► W (frozen, untouched) ─────────────► + ──► y
      └──► dropout ──► A (r × in) ──► B (out × r) · alpha / r ─┘     while the switch is on
 
-Forward hooks add the second way to the model's own linear layers, which keep their weights and their names; while the
-adapter is off there are none. PEFT's layers do the same at a price that a check of a few tokens feels:
+Forward hooks add the second way to the model's own linear layers, which keep their weights and their names; while no
+adapter is on there are none. PEFT's layers do the same at a price that a check of a few tokens feels:
 docs/decisions/0004-own-low-rank-layers.md.
 """
 
+import itertools
 import json
 import math
 import re
@@ -47,32 +48,99 @@ class LoraShape:
     invocation: Sequence[int] | None = None
 
 
-def attach(model: PreTrainedModel, shape: LoraShape) -> None:
+class Adapter:
+    """An adapter on a model's layers, made by :func:`attach`.
+
+    Args:
+        shape: what it looks like.
+        layers: the linear layers that it changes, by their names in the model.
+        number: tells its modules on a layer from those of the layer's other adapters.
+    """
+
+    def __init__(self, shape: LoraShape, layers: dict[str, Any], number: int) -> None:
+        self.shape = shape
+        self.number = number
+        self.layers = layers
+        self.tokens: Tensor | None = None
+        """Which tokens of a pass it reads, as indices into the flattened ``[rows · tokens]``; None for all."""
+        self.down, self.up = (f"{module}_{number}" if number else module for module in ("lora_A", "lora_B"))
+        self._handles: list[RemovableHandle] = []
+        self._scale = shape.alpha / shape.r
+
+    def switch(self, on: bool) -> None:
+        """Put the hooks on the layers or take them off: what is off costs the generation path nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [layer.register_forward_hook(self._add) for layer in self.layers.values()] if on else []
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Its parameters by their names in PEFT's ``adapter_model.safetensors``."""
+        return {
+            f"{_FILE_PREFIX}{name}.{kind}.weight": getattr(layer, module).weight
+            for name, layer in self.layers.items()
+            for kind, module in (("lora_A", self.down), ("lora_B", self.up))
+        }
+
+    def _add(self, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The forward hook: the base layer's output and the adapter's."""
+        x, rows = inputs[0].flatten(0, -2), output.flatten(0, -2)  # as matrices: product and sum are one operation
+        if self.tokens is None:
+            return self._added(linear, x, rows).view_as(output)
+        added = self._added(linear, x[self.tokens], rows[self.tokens])
+        return rows.index_copy_(0, self.tokens, added).view_as(output)
+
+    def _added(self, linear: Any, x: Tensor, rows: Tensor) -> Tensor:
+        """``rows``, the base layer's outputs for ``x``, and the adapter's; all are matrices of a token a row."""
+        down, up = getattr(linear, self.down), getattr(linear, self.up)
+        x = x.to(down.weight.dtype)
+        if self.shape.dropout and down.training:
+            x = nn.functional.dropout(x, self.shape.dropout)
+        low = nn.functional.linear(x, down.weight)
+        return torch.addmm(rows, low.to(rows.dtype), up.weight.to(rows.dtype).t(), alpha=self._scale)
+
+
+def attach(model: PreTrainedModel, shape: LoraShape) -> Adapter:
     """Put a fresh, switched-on adapter on the model's layers: A Kaiming-uniform, B zero, no bias, in fp32.
 
+    Others that the model has stay, switched off.
+
     Raises:
-        ConfigError: a target module or layer that the model does not have, or an adapter that is there already.
+        ConfigError: a target module or layer that the model does not have.
     """
-    if _adapter(model) is not None:
-        raise ConfigError("the model has an adapter already; allowed: one")
     _check_shape(model, shape)
     layers = {name: module for name, module in model.named_modules() if _is_target(name, module, shape)}
-    attached = _Adapter(shape, list(layers.values()))
-    for linear in attached.layers:
+    switch = _switch(model)
+    taken = {other.number for other in switch.attached}
+    attached = Adapter(shape, layers, next(number for number in itertools.count() if number not in taken))
+    for linear in layers.values():
         device = linear.weight.device
-        linear.lora_A = nn.Linear(linear.in_features, shape.r, bias=False, device=device, dtype=torch.float32)
-        linear.lora_B = nn.Linear(shape.r, linear.out_features, bias=False, device=device, dtype=torch.float32)
-        nn.init.kaiming_uniform_(linear.lora_A.weight, a=math.sqrt(5))
-        nn.init.zeros_(linear.lora_B.weight)
+        down = nn.Linear(linear.in_features, shape.r, bias=False, device=device, dtype=torch.float32)
+        up = nn.Linear(shape.r, linear.out_features, bias=False, device=device, dtype=torch.float32)
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        nn.init.zeros_(up.weight)
+        setattr(linear, attached.down, down)
+        setattr(linear, attached.up, up)
         linear.train(model.training)
-    attached.switch(True)
-    setattr(model, _ATTRIBUTE, attached)
+    switch.attached.append(attached)
+    switch.turn(attached)
+    return attached
+
+
+def detach(model: PreTrainedModel, attached: Adapter) -> None:
+    """Take an adapter off the model for good; its memory is free once nobody holds its parameters."""
+    switch = _switch(model)
+    if switch.on is attached:
+        switch.turn(None)
+    switch.attached.remove(attached)
+    for linear in attached.layers.values():
+        delattr(linear, attached.down)
+        delattr(linear, attached.up)
 
 
 def attach_saved(
     model: PreTrainedModel, folder: Path, weights: dict[str, Tensor], invocation: Sequence[int] | None = None
-) -> None:
-    """Put a saved adapter on the model's layers, in fp32.
+) -> Adapter:
+    """Put a saved adapter on the model's layers, in fp32 and switched off.
 
     Args:
         model: the chat model it was trained for.
@@ -90,21 +158,27 @@ def attach_saved(
             "guard's invocation in this base model's tokens"
         )
     try:
-        attach(model, shape)
+        attached = attach(model, shape)
     except ConfigError as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from error
-    expected = _parameters(model)
-    check_tensors(weights, {name: p.shape for name, p in expected.items()}, folder / WEIGHTS_FILE)
+    expected = attached.parameters()
+    try:
+        check_tensors(weights, {name: p.shape for name, p in expected.items()}, folder / WEIGHTS_FILE)
+    except ArtifactError:
+        detach(model, attached)
+        raise
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(weights[name])
+    _switch(model).turn(None)
+    return attached
 
 
-def config_dict(model: PreTrainedModel, base_name: str) -> dict[str, Any]:
+def config_dict(attached: Adapter, base_name: str) -> dict[str, Any]:
     """The contents of PEFT's ``adapter_config.json``, as PEFT itself writes it."""
     from peft import LoraConfig
 
-    shape = cast(_Adapter, _adapter(model)).shape
+    shape = attached.shape
     config = LoraConfig(
         r=shape.r,
         lora_alpha=shape.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int, its arithmetic takes any number
@@ -121,37 +195,34 @@ def config_dict(model: PreTrainedModel, base_name: str) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
 
 
-def weights(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The adapter's tensors by their names in PEFT's ``adapter_model.safetensors``; empty without an adapter."""
-    return whole(_parameters(model), dtype)
+def weights(attached: Adapter | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """An adapter's tensors by their names in PEFT's ``adapter_model.safetensors``; none without an adapter."""
+    return {} if attached is None else whole(attached.parameters(), dtype)
 
 
 @contextmanager
-def switched(model: nn.Module, on: bool) -> Iterator[None]:
-    """Switch the adapter on or off for a block, then back. Off is bit for bit the base model.
+def switched(model: nn.Module, to: Adapter | None) -> Iterator[None]:
+    """For the block, have exactly this adapter on, or none. With none the model is the base model bit for bit.
 
-    The switch is state of the shared modules, not of a thread: callers hold the engine's lock.
+    The switch is state of the shared modules, not of a thread: callers hold the chat model's lock.
     """
-    attached = _adapter(model)
-    if attached is None or attached.on == on:
-        yield
-        return
-    attached.switch(on)
+    switch = _switch(model)
+    before = switch.on
+    switch.turn(to)
     try:
         yield
     finally:
-        attached.switch(not on)
+        switch.turn(before)
 
 
 @contextmanager
-def reading_only(model: nn.Module, tokens: Tensor) -> Iterator[None]:
+def reading_only(attached: Adapter | None, tokens: Tensor) -> Iterator[None]:
     """For the block, a switched-on adapter reads some tokens of each pass; on the others it is as if it were off.
 
     Args:
-        model: has an adapter or none.
+        attached: None does nothing.
         tokens: indices into the pass's flattened ``[rows · tokens]``.
     """
-    attached = _adapter(model)
     if attached is None:
         yield
         return
@@ -184,47 +255,27 @@ def check_tensors(tensors: dict[str, Tensor], expected: dict[str, torch.Size], p
             raise ArtifactError(f"{path}: {name!r} holds NaN or infinite values; allowed: finite ones")
 
 
-_ATTRIBUTE = "lora_guard_adapter"
+_ATTRIBUTE = "lora_guard_adapters"
 _FILE_PREFIX = "base_model.model."
 _LAYER_INDEX = re.compile(r"\.(\d+)\.")
 
 
-class _Adapter:
-    """The switch that all layers of an adapter share, and what the hook on each of them does."""
+class _Switch:
+    """Which of a model's adapters is on."""
 
-    def __init__(self, shape: LoraShape, layers: list[Any]) -> None:
-        self.shape = shape
-        self.layers = layers
-        self.tokens: Tensor | None = None
-        self._handles: list[RemovableHandle] = []
-        self._scale = shape.alpha / shape.r
+    def __init__(self) -> None:
+        self.attached: list[Adapter] = []
+        self.on: Adapter | None = None
 
-    @property
-    def on(self) -> bool:
-        return bool(self._handles)
-
-    def switch(self, on: bool) -> None:
-        """Put the hooks on the layers or take them off: what is off costs the generation path nothing."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = [layer.register_forward_hook(self._add) for layer in self.layers] if on else []
-
-    def _add(self, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """The forward hook: the base layer's output and the adapter's."""
-        x, rows = inputs[0].flatten(0, -2), output.flatten(0, -2)  # as matrices: product and sum are one operation
-        if self.tokens is None:
-            return self._added(linear, x, rows).view_as(output)
-        added = self._added(linear, x[self.tokens], rows[self.tokens])
-        return rows.index_copy_(0, self.tokens, added).view_as(output)
-
-    def _added(self, linear: Any, x: Tensor, rows: Tensor) -> Tensor:
-        """``rows``, the base layer's outputs for ``x``, and the adapter's; all are matrices of a token a row."""
-        down, up = linear.lora_A, linear.lora_B
-        x = x.to(down.weight.dtype)
-        if self.shape.dropout and down.training:
-            x = nn.functional.dropout(x, self.shape.dropout)
-        low = nn.functional.linear(x, down.weight)
-        return torch.addmm(rows, low.to(rows.dtype), up.weight.to(rows.dtype).t(), alpha=self._scale)
+    def turn(self, to: Adapter | None) -> None:
+        """Switch one adapter on and the others off, or all off."""
+        if to is self.on:
+            return
+        if self.on is not None:
+            self.on.switch(False)
+        if to is not None:
+            to.switch(True)
+        self.on = to
 
 
 class _Config(BaseModel):
@@ -267,16 +318,10 @@ def _read_config(path: Path) -> LoraShape:
     )
 
 
-def _adapter(model: nn.Module) -> _Adapter | None:
-    return cast(_Adapter | None, getattr(model, _ATTRIBUTE, None))
-
-
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {
-        _FILE_PREFIX + name: parameter
-        for name, parameter in model.named_parameters()
-        if name.endswith((".lora_A.weight", ".lora_B.weight"))
-    }
+def _switch(model: nn.Module) -> _Switch:
+    if not hasattr(model, _ATTRIBUTE):
+        setattr(model, _ATTRIBUTE, _Switch())
+    return cast(_Switch, getattr(model, _ATTRIBUTE))
 
 
 def _is_target(name: str, module: nn.Module, shape: LoraShape) -> bool:

@@ -9,10 +9,11 @@ import json
 import logging
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,6 +60,8 @@ class BaseModel:
     """jinja2; :data:`lora_guard.render.PLAIN_TEMPLATE` when the model has none."""
     norms: str | None = None
     """:func:`lora_guard.norms.of_model`, by which its GGUF files are recognised."""
+    lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
+    """Held by whoever runs a pass of the model: which adapter is on is state of its modules."""
 
     @property
     def note(self) -> str | None:

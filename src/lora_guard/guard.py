@@ -59,6 +59,7 @@ class Guard:
         cls,
         guard: str | Path = "default",
         *,
+        on: "Guard | None" = None,
         base: str | None = None,
         allow_other_base: bool = False,
         engine: EngineName = "torch",
@@ -71,6 +72,7 @@ class Guard:
 
         Args:
             guard: ``default`` (ships in the package), a guard or run folder, a bundle for llama.cpp, or a hub id.
+            on: a guard on the torch engine whose chat model this one shares; it may be at work meanwhile.
             base: another place of the base model than the guard names: a hub id, a folder or a .gguf file.
             allow_other_base: accept a base whose weights differ from those the guard was trained on; scores then mean
                 little without a new calibration.
@@ -87,7 +89,7 @@ class Guard:
         Raises:
             ArtifactError: the guard is missing, corrupted, or made for other weights.
             ConfigError: the guard has no such policy.
-            InputError: an unknown engine, or a setting that it does not have.
+            InputError: an unknown engine, or a setting that it does not have, or that contradicts ``on``.
             ModelError: the base model cannot be loaded, or the engine is not installed.
         """
         folder = find(guard)
@@ -95,15 +97,30 @@ class Guard:
         if engine_name(engine) == "llama-cpp":
             from lora_guard.engine import device_guard
 
+            if on is not None:
+                raise InputError("guards share a chat model on the torch engine alone; allowed: engine 'torch'")
             if device is not None or bulk or precision != "auto":
                 raise InputError(
                     "precision, device and bulk belong to the torch engine; allowed: engine 'torch' for them"
                 )
             return cls(*device_guard.load(folder, base=base, allow_other_base=allow_other_base), policy=policy)
-        from lora_guard.engine import torch_guard
+        from lora_guard.engine import torch_engine, torch_guard
 
+        shared = None if on is None else on.engine
+        if shared is not None and not isinstance(shared, torch_engine.TorchEngine):
+            raise InputError("the guard to share a chat model with is not on the torch engine; allowed: one that is")
+        if shared is not None and (base is not None or device is not None or bulk):
+            raise InputError(
+                "the chat model is in memory already; allowed beside another guard: no base, device or bulk"
+            )
         loaded = torch_guard.load(
-            folder, base=base, allow_other_base=allow_other_base, precision=precision, device=device, bulk=bulk
+            folder,
+            on=shared,
+            base=base,
+            allow_other_base=allow_other_base,
+            precision=precision,
+            device=device,
+            bulk=bulk,
         )
         return cls(*loaded, policy=policy)
 

@@ -25,18 +25,26 @@ class GuardModel(nn.Module):
     """A frozen chat model, whatever adapter is attached to it, and the heads.
 
     Args:
-        base: the chat model; an adapter lives on its layers.
+        base: the chat model; adapters live on its layers.
         heads: maps its features to logits.
         kind: ``lora``: the adapter reads everything; ``alora``: it reads the invocation, behind a conversation whose
             keys and values are the base model's own; ``none``: there is no adapter.
         invocation: token ids that end every judged row.
+        attached: this guard's adapter among those on the base; None for the kind ``none``.
     """
 
     def __init__(
-        self, base: PreTrainedModel, heads: GuardHeads, *, kind: AdapterKind = "lora", invocation: Sequence[int] = ()
+        self,
+        base: PreTrainedModel,
+        heads: GuardHeads,
+        *,
+        kind: AdapterKind = "lora",
+        invocation: Sequence[int] = (),
+        attached: adapter.Adapter | None = None,
     ) -> None:
         super().__init__()
         self.base = base
+        self.adapter = attached
         self.heads = heads
         self.kind = kind
         self.invocation = list(invocation)
@@ -100,7 +108,7 @@ class GuardModel(nn.Module):
         training = self.base.training
         self.base.train(False)
         try:
-            with adapter.switched(self.base, on=self.kind == "lora"):
+            with adapter.switched(self.base, self.adapter if self.kind == "lora" else None):
                 _, cache = self._decode(input_ids, opening, keep=True)
         finally:
             self.base.train(training)
@@ -117,7 +125,7 @@ class GuardModel(nn.Module):
         if self.kind != "alora":
             return nullcontext()
         back = torch.arange(1 - len(self.invocation), 1, device=ends.device)
-        return adapter.reading_only(self.base, (ends[:, None] + back).flatten())
+        return adapter.reading_only(self.adapter, (ends[:, None] + back).flatten())
 
     def _decode(self, input_ids: Tensor, opening: Prefix | None, *, keep: bool) -> tuple[Tensor, KVCache | None]:
         """Hidden states ``[rows, tokens, hidden]`` of right-padded rows, and the cache if there is need of one.

@@ -1,9 +1,10 @@
 """A real server on a free port of this machine, over a tiny guard in memory, for tests that speak HTTP to it."""
 
+import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ class Running:
     url: str
     service: Service
     guard: Guard
+    loop: asyncio.AbstractEventLoop
     clients: list[OpenAI] = field(default_factory=list)
 
     def openai(self, key: str = "none") -> OpenAI:
@@ -52,14 +54,22 @@ def tiny_guard(folder: Path, **settings: Any) -> Guard:
 
 
 @contextmanager
-def serving(guard: Guard, *, keys: tuple[str, ...] = (), **config: Any) -> Iterator[Running]:
-    """Serve the guard while the block runs."""
-    service = Service(guard, ServeConfig(**{"drain": 5.0, **config}))
+def serving(
+    guard: Guard, *, keys: tuple[str, ...] = (), others: Mapping[str, Guard] | None = None, **config: Any
+) -> Iterator[Running]:
+    """Serve the guard, and others on its chat model, while the block runs."""
+    service = Service(guard, ServeConfig(**{"drain": 5.0, **config}), others or {})
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(app.build(service, keys), log_level="error", access_log=False, timeout_graceful_shutdown=5)
     )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve(sockets=[listening])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
@@ -69,7 +79,7 @@ def serving(guard: Guard, *, keys: tuple[str, ...] = (), **config: Any) -> Itera
                 break
             except httpx2.TransportError:
                 assert thread.is_alive()
-        running = Running(url, service, guard)
+        running = Running(url, service, guard, loops[0])
         yield running
         for client in running.clients:
             client.close()

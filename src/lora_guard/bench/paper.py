@@ -36,10 +36,10 @@ class PaperGuard:
 
     def __init__(self, base: BaseModel, categories: int, seed: int) -> None:
         torch.manual_seed(seed)
-        adapter.attach(base.model, SHAPE)
+        attached = adapter.attach(base.model, SHAPE)
         device = next(base.model.parameters()).device
         heads = GuardHeads(base.model.config.get_text_config().hidden_size, categories)
-        self.model = GuardModel(base.model, heads).to(device).eval()
+        self.model = GuardModel(base.model, heads, attached=attached).to(device).eval()
         self._base, self._device, self._precision = base, device, "auto"
 
     def ids(self, example: Example) -> list[int]:

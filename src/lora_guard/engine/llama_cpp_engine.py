@@ -136,6 +136,9 @@ class LlamaCppEngine:
         """Judge token id rows (see :class:`lora_guard.engine.session.Engine`)."""
         return [GuardLogits.highest([self.heads(row).tolist()]) for _, part in self.features(rows) for row in part]
 
+    def leave(self) -> None:
+        """Nothing to do: no other engine shares the model, and both are freed together."""
+
     def features(self, windows: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Array]]]:
         """Guard path: the features ``[hidden]`` of token id rows that end with the invocation.
 

@@ -125,6 +125,10 @@ class Engine(Protocol):
         """
         ...
 
+    def leave(self) -> None:
+        """Give up what the engine put on the chat model; no pass of it follows. Others on that model go on."""
+        ...
+
     def score_windows(self, rows: Sequence[Sequence[int]]) -> list[GuardLogits]:
         """Judge rows of :meth:`windows`; the highest of a conversation's rows are its logits.
 

@@ -1,8 +1,7 @@
 """The torch engine: generation and guard path of one transformers model, one copy of the weights."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import torch
@@ -14,7 +13,7 @@ from lora_guard.attention import over_prefixes
 from lora_guard.base_model import BaseModel, renderer
 from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Session, check_judged, check_rewind, check_room, check_sampling
-from lora_guard.errors import InputError, out_of_memory
+from lora_guard.errors import GuardError, InputError, out_of_memory
 from lora_guard.kv_cache import KVCache, Prefix, Together
 from lora_guard.model import GuardModel, batched_logits
 from lora_guard.progress import in_wholes
@@ -25,7 +24,8 @@ from lora_guard.verdict import GuardLogits
 class TorchEngine:
     """Runs both paths of a :class:`GuardModel`.
 
-    PEFT's switches are state of the shared modules: every forward pass, of any session, runs under one lock.
+    Engines of several guards may share a chat model. Its adapters' switch is state of the shared modules: every forward
+    pass, of any session of any of them, runs under the chat model's lock.
 
     Args:
         base: the chat model.
@@ -54,7 +54,7 @@ class TorchEngine:
         self.max_length = max_length
         self._precision = precision
         self._tokens_per_batch = tokens_per_batch
-        self._lock = threading.RLock()
+        self._left = False
 
     def session(self, *, seed: int = 0) -> "TorchSession":
         """A new, empty conversation; ``seed`` drives its sampling."""
@@ -89,7 +89,7 @@ class TorchEngine:
 
     def guard_logits(self, rows: Sequence[Sequence[int]], done: Callable[[int], None] = lambda rows: None) -> Tensor:
         """Guard path: logits ``[rows, 1 + K]`` of token id rows that end with the invocation."""
-        with self._lock, adapter.switched(self.model.base, on=True):
+        with self.base.lock, self._adapted():
             return batched_logits(
                 self.model,
                 rows,
@@ -142,6 +142,13 @@ class TorchEngine:
         with self._pass(adapter_on=True, what=f"{len(token_ids)} judged tokens behind {cache.get_seq_length()}"):
             self.model.extend(torch.tensor([list(token_ids)], device=self.device), cache)
 
+    def leave(self) -> None:
+        """Take the adapter off the chat model (see :class:`lora_guard.engine.session.Engine`)."""
+        with self.base.lock:
+            self._left = True
+            if self.model.adapter is not None:
+                adapter.detach(self.model.base, self.model.adapter)
+
     @property
     def device(self) -> torch.device:
         """Where both paths run."""
@@ -151,12 +158,18 @@ class TorchEngine:
     def _pass(self, *, adapter_on: bool, what: str) -> Iterator[None]:
         """Hold the lock for a forward pass on one of the paths."""
         with (
-            self._lock,
-            adapter.switched(self.model.base, on=adapter_on),
+            self.base.lock,
+            self._adapted() if adapter_on else adapter.switched(self.model.base, None),
             torch.inference_mode(),
             out_of_memory(what),
         ):
             yield
+
+    def _adapted(self) -> AbstractContextManager[None]:
+        """The block in which this guard's adapter is on."""
+        if self._left:
+            raise GuardError("the guard has left the chat model; allowed: to load it again")
+        return adapter.switched(self.model.base, self.model.adapter)
 
 
 class TorchSession:

@@ -18,6 +18,7 @@ from lora_guard.taxonomy import Taxonomy
 def load(
     folder: Path,
     *,
+    on: TorchEngine | None = None,
     base: str | None = None,
     allow_other_base: bool = False,
     precision: str = "auto",
@@ -25,6 +26,8 @@ def load(
     bulk: bool = False,
 ) -> tuple[GuardSpec, TorchEngine, int, str]:
     """Load a guard folder and the chat model it was trained for (see :meth:`lora_guard.guard.Guard.load`).
+
+    With ``on`` the chat model is that engine's, and both engines go on sharing it.
 
     Returns:
         What the guard is, the engine, the parameters of adapter and heads, and the chat model's fingerprint.
@@ -35,14 +38,18 @@ def load(
     """
     saved = artifact.read(folder)
     spec = saved.spec
-    chat_model = base_model.load(base or spec.base.name, revision=None if base else spec.base.revision)
+    if on is not None:
+        chat_model = on.base
+    else:
+        chat_model = base_model.load(base or spec.base.name, revision=None if base else spec.base.revision)
     if chat_model.fingerprint != spec.base.fingerprint and not allow_other_base:
         raise ArtifactError(
             f"{saved.folder} was trained on weights {spec.base.fingerprint[:19]}… of {spec.base.name!r}, and "
             f"{chat_model.name!r} has {chat_model.fingerprint[:19]}…; allowed: the same, or --allow-other-base"
         )
-    place = torch.device(device) if device else base_model.device()
-    model = build(chat_model, saved).to(place)
+    place = on.device if on is not None else torch.device(device) if device else base_model.device()
+    with chat_model.lock:  # other guards on it may be at work
+        model = build(chat_model, saved).to(place)
     if bulk and takes_bf16(place, precision):
         base_model.convert(chat_model.model, torch.bfloat16)  # the adapter with it: it was saved in bf16
         precision = "fp32"  # nothing is left to cast
@@ -69,9 +76,11 @@ def build(base: base_model.BaseModel, saved: Artifact) -> GuardModel:
     adapter.check_tensors(saved.heads, expected, saved.folder / artifact.HEADS_FILE)
     heads.load_state_dict(saved.heads)
     invocation = base_model.renderer(base).template_ids(spec.invocation)
+    attached: adapter.Adapter | None = None
     if spec.adapter != "none":
-        adapter.attach_saved(base.model, saved.folder, saved.adapter, invocation if spec.adapter == "alora" else None)
-    model = GuardModel(base.model, heads, kind=spec.adapter, invocation=invocation)
+        named = invocation if spec.adapter == "alora" else None
+        attached = adapter.attach_saved(base.model, saved.folder, saved.adapter, named)
+    model = GuardModel(base.model, heads, kind=spec.adapter, invocation=invocation, attached=attached)
     return model.eval().requires_grad_(False)
 
 
@@ -86,12 +95,12 @@ def save(
     Raises:
         ResourceError: no disk space.
     """
-    tensors, heads = adapter.weights(model.base, torch.bfloat16), whole(model.heads.state_dict())
+    tensors, heads = adapter.weights(model.adapter, torch.bfloat16), whole(model.heads.state_dict())
     if not main:
         return
     config: dict[str, Any] | None = None
-    if spec.adapter != "none":
-        config = adapter.config_dict(model.base, spec.base.name)
+    if model.adapter is not None:
+        config = adapter.config_dict(model.adapter, spec.base.name)
     artifact.write(
         folder,
         spec,

@@ -50,7 +50,7 @@ def vectors(engine: TorchEngine, more: Sequence[Conversation] = ()) -> dict[str,
 def _features(model: GuardModel, row: Sequence[int]) -> torch.Tensor:
     """The features ``[hidden]`` of one row, alone and unpadded."""
     ids, end = torch.tensor([row]), len(model.invocation)
-    with adapter.switched(model.base, on=True):
+    with adapter.switched(model.base, model.adapter):
         if model.kind != "alora" or len(row) == end:
             return model.features(ids)[0]
         prefix = model.read(ids[:, :-end], torch.ones_like(ids[:, :-end]))

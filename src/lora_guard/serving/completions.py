@@ -17,6 +17,7 @@ from lora_guard.engine.stream import MODES, ChatEnd, Check, Event, Mode, StreamS
 from lora_guard.errors import InputError, LoraGuardError
 from lora_guard.serving.config import ServeConfig
 from lora_guard.serving.disconnect import unless_disconnected
+from lora_guard.serving.guards import Served
 from lora_guard.serving.results import Results
 from lora_guard.serving.schemas import (
     AssistantMessage,
@@ -48,8 +49,8 @@ def routes(service: Service) -> APIRouter:
     )
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer the last user message."""
-        reply = _Reply(service, body, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
         answer = _ask(service, body, request.state.request_id)
+        reply = _Reply(service, answer.served, body, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
         if not body.stream:
             return await unless_disconnected(request, reply.whole(answer))
         events = answer.events()
@@ -80,7 +81,7 @@ def _ask(service: Service, body: ChatRequest, request_id: str) -> Answer:
         seed=secrets.randbits(62) if body.seed is None else body.seed,
         stop=body.stops,
     )
-    return service.answer(Conversation(tuple(messages)), policy(body, config), sampling, request_id)
+    return service.answer(Conversation(tuple(messages)), policy(body, config), sampling, request_id, body.model)
 
 
 def policy(body: ChatRequest, config: ServeConfig) -> StreamSettings:
@@ -119,13 +120,14 @@ class _Reply:
     """Writes one answer in OpenAI's form."""
 
     service: Service
+    served: Served
     body: ChatRequest
     id: str
     created: int
 
     @property
     def results(self) -> Results:
-        return self.service.results
+        return self.served.results
 
     async def whole(self, answer: Answer) -> Response:
         """The answer as one JSON body."""
@@ -141,7 +143,7 @@ class _Reply:
         completion = ChatCompletion(
             id=self.id,
             created=self.created,
-            model=self.service.model,
+            model=self.served.name,
             choices=[Choice(message=message, finish_reason=end.finish_reason)],
             usage=self._usage(answer),
             moderation=self._moderation(end, answer.settings),
@@ -223,7 +225,7 @@ class _Reply:
         return self._chunk(choices=[{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}])
 
     def _chunk(self, **fields: Any) -> str:
-        form = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.service.model}
+        form = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.served.name}
         return _sse(form | fields)
 
 

@@ -32,6 +32,10 @@ class ServeConfig(BaseModel):
     model_name: str | None = None
     """What the server calls its model; the guard's name when absent. Requests may name any."""
 
+    guards: dict[str, str] = {}
+    """More guards on the same chat model, by the name that a request gives as its ``model``: folders or hub ids. The
+    guard the server was started with answers for all other names. Torch engine only."""
+
     # Access
     api_keys_file: Path | None = None
     """A file with one key a line, beside the keys in the environment variable LORA_GUARD_API_KEYS."""

@@ -4,11 +4,12 @@ import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from lora_guard.conversation import Conversation
 from lora_guard.serving.disconnect import unless_disconnected
+from lora_guard.serving.guards import Served
 from lora_guard.serving.moderations import bounded
 from lora_guard.serving.schemas import Open
 from lora_guard.serving.service import Service
@@ -99,13 +100,18 @@ def routes(service: Service) -> APIRouter:
     """The routes over a service."""
     router = APIRouter(responses=error_responses(400, 401, 413, 421, 429, 500, 503, 504))
 
-    async def judged(request: Request, conversations: list[Conversation]) -> list[Verdict]:
-        return await unless_disconnected(request, service.moderate(conversations, request.state.request_id))
+    async def judged(
+        request: Request, conversations: list[Conversation], model: str | None = None
+    ) -> tuple[Served, list[Verdict]]:
+        return await unless_disconnected(request, service.moderate(conversations, request.state.request_id, model))
 
     @router.post("/api/v1/text/contents")
-    async def text_contents(request: Request, body: DetectorRequest) -> list[list[Detection]]:
-        """Judge each content as a prompt; a list of detections for each."""
-        verdicts = await judged(request, [Conversation.of(text) for text in bounded(body.contents, service)])
+    async def text_contents(
+        request: Request, body: DetectorRequest, detector_id: Annotated[str | None, Header()] = None
+    ) -> list[list[Detection]]:
+        """Judge each content as a prompt; a list of detections for each. The header names a guard."""
+        conversations = [Conversation.of(text) for text in bounded(body.contents, service)]
+        _, verdicts = await judged(request, conversations, detector_id)
         threshold = body.detector_params.threshold
         return [_detections(*pair, threshold) for pair in zip(body.contents, verdicts, strict=True)]
 
@@ -113,7 +119,7 @@ def routes(service: Service) -> APIRouter:
     async def classify(request: Request, body: ClassifyRequest) -> ClassifyResponse:
         """Judge each text as a prompt; its class and probabilities."""
         texts = bounded([body.input] if isinstance(body.input, str) else body.input, service)
-        verdicts = await judged(request, [Conversation.of(text) for text in texts])
+        served, verdicts = await judged(request, [Conversation.of(text) for text in texts], body.model)
         data = [
             Classified(
                 index=index,
@@ -123,7 +129,7 @@ def routes(service: Service) -> APIRouter:
             for index, verdict in enumerate(verdicts)
         ]
         created = int(time.time())
-        return ClassifyResponse(id=f"classify-{uuid.uuid4().hex}", created=created, model=service.model, data=data)
+        return ClassifyResponse(id=f"classify-{uuid.uuid4().hex}", created=created, model=served.name, data=data)
 
     @router.post("/beta/litellm_basic_guardrail_api")
     async def litellm_guardrail(request: Request, body: GuardrailRequest) -> GuardrailResponse:
@@ -132,7 +138,7 @@ def routes(service: Service) -> APIRouter:
         if not texts:
             return GuardrailResponse(action="NONE")
         is_prompt = body.input_type == "request"
-        verdicts = await judged(
+        _, verdicts = await judged(
             request, [Conversation.of(text) if is_prompt else Conversation.of("", text) for text in texts]
         )
         flagged = [verdict for verdict in verdicts if verdict.flagged]

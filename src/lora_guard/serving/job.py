@@ -13,6 +13,7 @@ from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Session
 from lora_guard.engine.stream import ChatEnd, Event, Judgement, NextToken, Steps, StreamSettings
 from lora_guard.errors import DeadlineError, GuardError, LoraGuardError
+from lora_guard.guard import Guard
 from lora_guard.verdict import GuardLogits
 
 Result = TypeVar("Result")
@@ -90,6 +91,7 @@ def highest(windows: Iterable[GuardLogits]) -> GuardLogits:
 class ScoreJob:
     """A moderation request: the rows of all its conversations, and the logits that are known."""
 
+    guard: Guard
     conversations: Sequence[Conversation]
     targets: Sequence[Target]
     channel: Channel[list[GuardLogits]]
@@ -110,6 +112,7 @@ class ScoreJob:
 class ChatJob:
     """A chat completion: what was asked and, once it is its turn, the session and the steps of its answer."""
 
+    guard: Guard
     conversation: Conversation
     settings: StreamSettings
     channel: Channel[Event]

@@ -20,9 +20,11 @@ def routes(service: Service) -> APIRouter:
     async def moderations(request: Request, body: ModerationRequest) -> ModerationResponse:
         """Judge each text as a prompt. Several texts are judged on their own; text parts are one text."""
         conversations = [Conversation.of(text) for text in bounded(body.texts(), service)]
-        verdicts = await unless_disconnected(request, service.moderate(conversations, request.state.request_id))
-        results = [service.results.item(verdict) for verdict in verdicts]
-        return ModerationResponse(id=f"modr-{uuid.uuid4().hex}", model=service.model, results=results)
+        served, verdicts = await unless_disconnected(
+            request, service.moderate(conversations, request.state.request_id, body.model)
+        )
+        results = [served.results.item(verdict) for verdict in verdicts]
+        return ModerationResponse(id=f"modr-{uuid.uuid4().hex}", model=served.name, results=results)
 
     return router
 

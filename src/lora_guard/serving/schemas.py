@@ -38,7 +38,7 @@ class ModerationRequest(Open):
 
     input: str | Annotated[list[str], Field(min_length=1)] | Annotated[list[TextPart], Field(min_length=1)]
     model: str | None = None
-    """Any name; the server has one guard."""
+    """A guard of the server; other names mean its default."""
 
     def texts(self) -> list[str]:
         """The texts to judge, each on its own."""

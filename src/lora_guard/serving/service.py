@@ -1,12 +1,12 @@
 """What the routes share: they give it conversations, and it has them judged or answered, counted and audited."""
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lora_guard.conversation import Conversation, Target
@@ -15,9 +15,9 @@ from lora_guard.errors import GuardError, ResourceError
 from lora_guard.guard import Guard
 from lora_guard.serving.audit import AuditLog
 from lora_guard.serving.config import ServeConfig
+from lora_guard.serving.guards import Guards, Served
 from lora_guard.serving.job import Channel, ChatJob, ScoreJob
 from lora_guard.serving.metrics import Metrics
-from lora_guard.serving.results import Results
 from lora_guard.serving.worker import Worker
 from lora_guard.verdict import Verdict
 
@@ -36,28 +36,38 @@ class Sampling:
 
 
 class Service:
-    """One guard behind its worker.
+    """The guards of one chat model behind their worker.
 
     Args:
-        guard: loaded.
+        guard: loaded; the default.
         config: the server's.
+        others: more guards by the names that requests give, loaded on the default's chat model.
 
     Raises:
+        InputError: two guards of one name.
         ResourceError: the audit log cannot be written.
     """
 
-    def __init__(self, guard: Guard, config: ServeConfig) -> None:
+    def __init__(self, guard: Guard, config: ServeConfig, others: Mapping[str, Guard] = MappingProxyType({})) -> None:
         self.config = config
-        self.model = config.model_name or guard.spec.name
         self.metrics = Metrics()
-        self.worker = Worker(guard, config, self.metrics)
-        self.results = Results(guard.taxonomy, self.model)
+        self.worker = Worker(config, self.metrics)
+        self.guards = Guards(config.model_name or guard.spec.name, guard, others)
         self.created = int(time.time())
-        self._guard = guard
         self._audit = AuditLog(config.audit, config) if config.audit else None
-        # The spec names the hash of every file that decides a score.
-        fingerprint = f"sha256:{hashlib.sha256(guard.spec.model_dump_json().encode()).hexdigest()}"
-        self._names = {"model": self.model, "guard": fingerprint, "base": guard.spec.base.fingerprint}
+
+    def put(self, name: str, guard: Guard | None) -> None:
+        """Put a guard under a name while the server runs, or take the one of that name away with None.
+
+        Requests under way end with the guard they began with, which then leaves the chat model. To be called on the
+        event loop, so that no request stands between its guard and the worker.
+
+        Raises:
+            InputError: the default cannot be taken away.
+        """
+        former = self.guards.put(name, guard)
+        if former is not None:
+            self.worker.retire(former)
 
     def close(self) -> None:
         """Drain the worker and close the audit log."""
@@ -65,16 +75,18 @@ class Service:
         if self._audit:
             self._audit.close()
 
-    async def moderate(self, conversations: Sequence[Conversation], request_id: str) -> list[Verdict]:
-        """Judge conversations, each on its own.
+    async def moderate(
+        self, conversations: Sequence[Conversation], request_id: str, model: str | None = None
+    ) -> tuple[Served, list[Verdict]]:
+        """Have the guard that a request names judge conversations, each on its own.
 
         Raises:
             LoraGuardError: busy, too long, out of time, or the guard failed.
         """
-        begun = time.monotonic()
+        begun, served = time.monotonic(), self.guards[model]
         targets = [conversation.target for conversation in conversations]
         channel = Channel[Any](self.config.deadline, self.config.guard_deadline)
-        self.worker.submit(ScoreJob(conversations, targets, channel, self.config.max_input_tokens))
+        self.worker.submit(ScoreJob(served.guard, conversations, targets, channel, self.config.max_input_tokens))
         try:
             logits = await channel.receive()
         except GuardError:
@@ -83,25 +95,31 @@ class Service:
             raise
         finally:
             channel.cancelled = True
-        verdicts = [self._guard.verdict(*pair) for pair in zip(logits, targets, strict=True)]
+        verdicts = [served.guard.verdict(*pair) for pair in zip(logits, targets, strict=True)]
         self.metrics.moderation.observe(time.monotonic() - begun)
         for conversation, verdict in zip(conversations, verdicts, strict=True):
             self.metrics.scored(verdict)
-            await self.audit(
-                conversation.messages[-1].content, verdict, request_id, verdict.target, "score", "scored", begun
-            )
-        return verdicts
+            text = conversation.messages[-1].content
+            await self.audit(served, text, verdict, request_id, verdict.target, "score", "scored", begun)
+        return served, verdicts
 
     def answer(
-        self, conversation: Conversation, settings: StreamSettings, sampling: Sampling, request_id: str
+        self,
+        conversation: Conversation,
+        settings: StreamSettings,
+        sampling: Sampling,
+        request_id: str,
+        model: str | None = None,
     ) -> "Answer":
-        """Have a conversation answered; the answer's events follow as they come.
+        """Have a conversation answered beside the guard that a request names; the answer's events follow as they come.
 
         Raises:
             BusyError: no more work is taken now.
         """
+        served = self.guards[model]
         channel = Channel[Event](self.config.deadline, self.config.guard_deadline)
         job = ChatJob(
+            served.guard,
             conversation,
             settings,
             channel,
@@ -112,10 +130,18 @@ class Service:
             stop=sampling.stop,
         )
         self.worker.submit(job)
-        return Answer(self, job, request_id)
+        return Answer(self, served, job, request_id)
 
     async def audit(
-        self, text: str, verdict: Verdict | None, request_id: str, stage: str, mode: str, action: str, begun: float
+        self,
+        served: Served,
+        text: str,
+        verdict: Verdict | None,
+        request_id: str,
+        stage: str,
+        mode: str,
+        action: str,
+        begun: float,
     ) -> None:
         """Write a decision to the audit log, if there is one.
 
@@ -129,7 +155,7 @@ class Service:
             categories = {name: round(decision.score, 6) for name, decision in verdict.categories.items()}
             scores = {"flagged": verdict.flagged, "score": round(verdict.score, 6), "threshold": verdict.threshold}
             scores["categories"] = categories
-        fields = {"id": request_id, "stage": stage, "policy": mode, "action": action, **self._names, **scores}
+        fields = {"id": request_id, "stage": stage, "policy": mode, "action": action, **served.audited, **scores}
         fields["latency_ms"] = round(1000 * (time.monotonic() - begun), 1)
         try:
             await asyncio.to_thread(self._audit.write, text, **fields)
@@ -146,8 +172,9 @@ class Answer:
     Leaving :meth:`events` early, as at a client's disconnect, ends the generation at its next token.
     """
 
-    def __init__(self, service: Service, job: ChatJob, request_id: str) -> None:
+    def __init__(self, service: Service, served: Served, job: ChatJob, request_id: str) -> None:
         self.settings = job.settings
+        self.served = served
         self._service = service
         self._job = job
         self._id = request_id
@@ -231,4 +258,4 @@ class Answer:
     async def _write(self, target: Target, verdict: Verdict | None, action: str) -> None:
         text = self._text if target == "response" else self._job.conversation.messages[-1].content
         mode = self.settings.mode_of(target)
-        await self._service.audit(text, verdict, self._id, target, mode, action, self._begun)
+        await self._service.audit(self.served, text, verdict, self._id, target, mode, action, self._begun)

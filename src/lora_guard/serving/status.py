@@ -23,8 +23,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models", responses=error_responses(401, 429))
     async def models() -> ModelList:
-        """The one model; requests may name any."""
-        return ModelList(data=[ModelCard(id=service.model, created=service.created, owned_by="lora-guard")])
+        """The chat model, once with each guard on it. Requests may name any: the first answers for unknown names."""
+        cards = [ModelCard(id=name, created=service.created, owned_by="lora-guard") for name in service.guards.names]
+        return ModelList(data=cards)
 
     @router.get("/health")
     async def health() -> Health:

@@ -33,24 +33,23 @@ class _Shared:
     closing: bool = False
     busy_since: float | None = None
     """When the pass that runs began."""
+    retired: list[Guard] = field(default_factory=list)
+    """Guards that get no more requests, until the last of theirs is done."""
 
 
 class Worker:
-    """Runs a guard's engine for many requests.
+    """Runs the engines of guards on one chat model for many requests.
 
     Chats take a token each in turn. A judgement of a chat waits for the end of the round and joins the others' there,
-    in one pass. Rows of moderation requests are judged in small batches between any two tokens; the chats then get as
-    much time as the batch took before the next one. A request never waits for another to be done.
+    in one pass a guard. Rows of moderation requests are judged in small batches between any two tokens; the chats then
+    get as much time as the batch took before the next one. A request never waits for another to be done.
 
     Args:
-        guard: loaded, and used by nobody else while the worker runs.
         config: queue, batches and deadlines.
         metrics: told of batches, passes and failures.
     """
 
-    def __init__(self, guard: Guard, config: ServeConfig, metrics: Metrics) -> None:
-        self._guard = guard
-        self._engine = guard.engine
+    def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
         self._config = config
         self._metrics = metrics
         self._shared = _Shared()
@@ -90,6 +89,12 @@ class Worker:
             self._shared.inbox.append(job)
             self._shared.lock.notify()
 
+    def retire(self, guard: Guard) -> None:
+        """Have a guard that gets no more requests leave the chat model after the last of those it has."""
+        with self._shared.lock:
+            self._shared.retired.append(guard)
+            self._shared.lock.notify()
+
     def stop(self) -> None:
         """Take no more requests, finish those under way within the time to drain, and end the others."""
         with self._shared.lock:
@@ -116,7 +121,7 @@ class Worker:
         """Wait for work and take it in; False at the end."""
         shared = self._shared
         with shared.lock:
-            while not (shared.inbox or self._scores or self._waiting or self._chats):
+            while not (shared.inbox or self._held() or shared.retired):
                 if shared.closing:
                     return False
                 shared.lock.wait()
@@ -129,8 +134,9 @@ class Worker:
         return True
 
     def _work(self) -> None:
-        """One pass of the engine, or none where requests only have to be dropped."""
+        """One pass of an engine, or none where requests only have to be dropped."""
         self._drop_dead()
+        self._release()
         while self._waiting and len(self._chats) < self._config.chats:
             self._chats.append(self._waiting.popleft())
         begun = time.monotonic()
@@ -148,6 +154,15 @@ class Worker:
                 job.channel.send(DeadlineError("the request was not done by its deadline"))
             if job.channel.expired or job.channel.cancelled:
                 self._remove(job)
+
+    def _release(self) -> None:
+        """Let the retired guards leave that no request needs any more."""
+        with self._shared.lock:
+            needed = {id(job.guard) for job in [*self._held(), *self._shared.inbox]}
+            done = [guard for guard in self._shared.retired if id(guard) not in needed]
+            self._shared.retired = [guard for guard in self._shared.retired if id(guard) in needed]
+        for guard in done:
+            guard.engine.leave()
 
     def _held(self) -> list[Job]:
         held: list[Job] = [*self._scores, *self._waiting, *self._chats]
@@ -194,7 +209,8 @@ class Worker:
             job.channel.send(Judging(job.targets[0]))
         self._metrics.batch_rows.observe(len(batch))
         rows = [row for _, (_, _, row) in batch]
-        for (job, (index, form, _)), logits in zip(batch, self._judged(rows), strict=True):
+        judged = self._judged(batch[0][0].guard, rows)
+        for (job, (index, form, _)), logits in zip(batch, judged, strict=True):
             if job not in self._scores:
                 continue  # another of its rows failed
             job.channel.send(Judging(None))
@@ -213,7 +229,7 @@ class Worker:
             found: list[list[list[GuardLogits]]] = []
             for index, (conversation, target) in enumerate(zip(job.conversations, job.targets, strict=True)):
                 judged = forms(conversation.up_to(target))
-                windows = [self._engine.windows(form, target) for form in judged]
+                windows = [job.guard.engine.windows(form, target) for form in judged]
                 job.tokens += sum(map(len, windows[0]))
                 if job.tokens > job.max_tokens:
                     raise InputError(f"the input has over {job.max_tokens} tokens; allowed: at most that")
@@ -224,7 +240,7 @@ class Worker:
             self._end(job, error)
 
     def _next_rows(self) -> list[tuple[ScoreJob, tuple[int, int, list[int]]]]:
-        """Rows of at most the batch's padded tokens, or one longer row; the requests in turn, one row each."""
+        """Rows of one guard, of at most the batch's padded tokens, or one longer row; its requests in turn."""
         batch: list[tuple[ScoreJob, tuple[int, int, list[int]]]] = []
         longest = 0
         for job in self._turns():
@@ -235,22 +251,23 @@ class Worker:
         return batch
 
     def _turns(self) -> "list[ScoreJob]":
-        """The requests in the order of their rows' turns; the first of them moves to the end of the queue."""
+        """The first request and those of its guard, in the order of their rows' turns; it moves to the queue's end."""
         self._scores.rotate(-1)
         order = [self._scores[-1], *list(self._scores)[:-1]] if self._scores else []
+        order = [job for job in order if job.guard is order[0].guard]
         most = max((len(job.rows) for job in order), default=0)
         most = min(most, self._config.batch_tokens)
         return [job for turn in range(most) for job in order if len(job.rows) > turn]
 
-    def _judged(self, rows: Sequence[list[int]]) -> list[GuardLogits | None]:
+    def _judged(self, guard: Guard, rows: Sequence[list[int]]) -> list[GuardLogits | None]:
         """The logits of each row; None where the guard fails on that row, alone as in the batch."""
         try:
-            logits = self._engine.score_windows(rows)
+            logits = guard.engine.score_windows(rows)
         except Exception as error:
             log.error("a batch of %d rows failed: %s", len(rows), type(error).__name__)
             if len(rows) == 1:
                 return [None]
-            return [self._judged([row])[0] for row in rows]
+            return [self._judged(guard, [row])[0] for row in rows]
         return [_finite(row) for row in logits]
 
     # Chats
@@ -268,7 +285,7 @@ class Worker:
                 self._judge_normalised(disguised)
                 return
             if asking:
-                self._judge(asking)
+                self._judge([job for job in asking if job.guard is asking[0].guard])
                 return
             self._turn.extend(self._chats)
             if self._config.batch_decode:
@@ -282,22 +299,22 @@ class Worker:
     def _begin(self, job: ChatJob) -> None:
         """Read the prompt."""
         try:
-            session = self._engine.session(seed=job.seed)
-            ids, prompt_end = self._engine.renderer.chat(job.conversation)
+            session = job.guard.engine.session(seed=job.seed)
+            ids, prompt_end = job.guard.engine.renderer.chat(job.conversation)
             session.append(ids)
             if job.settings.mode_of("prompt") != "off":
                 for form in forms(job.conversation)[1:]:
-                    job.normalised = self._engine.windows(form, "prompt")
+                    job.normalised = job.guard.engine.windows(form, "prompt")
         except Exception as error:
             self._end(job, error)
             return
         job.prompt_tokens = session.position
         job.session = session
         job.steps = moderation_steps(
-            self._engine,
+            job.guard.engine,
             session,
             prompt_end,
-            self._guard.verdict,
+            job.guard.verdict,
             job.settings,
             max_tokens=job.max_tokens,
             temperature=job.temperature,
@@ -329,18 +346,19 @@ class Worker:
         assert job.session is not None
         job.is_read = True
         try:
-            self._engine.decode([job.session])
+            job.guard.engine.decode([job.session])
         except Exception as error:
             self._end(job, error)
 
     def _read_together(self) -> None:
-        self._engine.decode([job.session for job in self._turn if job.session is not None], batch=True)
+        """Any engine on the chat model can read for all of them: the guards have no part in it."""
+        self._turn[0].guard.engine.decode([job.session for job in self._turn if job.session is not None], batch=True)
 
     def _judge_normalised(self, job: ChatJob) -> None:
         """Judge the normalised form of a chat's prompt, which no chat holds: a pass of its own, before the others'."""
         rows, job.normalised = job.normalised, []
         job.channel.send(Judging("prompt"))
-        logits = [row for row in self._judged(rows) if row is not None]
+        logits = [row for row in self._judged(job.guard, rows) if row is not None]
         job.channel.send(Judging(None))
         if len(logits) == len(rows):
             job.found = highest(logits)
@@ -349,7 +367,7 @@ class Worker:
         self._advance(job, None)
 
     def _judge(self, asking: Sequence[ChatJob]) -> None:
-        """Judge several chats in one pass and go on with them; each alone where the pass fails."""
+        """Judge several chats of one guard in one pass and go on with them; each alone where the pass fails."""
         requests = []
         for job in asking:
             assert job.session is not None
@@ -359,7 +377,7 @@ class Worker:
         begun = time.monotonic()
         logits: list[GuardLogits | None]
         try:
-            logits = [_finite(row) for row in self._engine.judge(requests)]
+            logits = [_finite(row) for row in asking[0].guard.engine.judge(requests)]
         except Exception as error:
             log.error("a judgement of %d chats failed: %s", len(asking), type(error).__name__)
             if len(asking) > 1:

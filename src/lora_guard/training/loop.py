@@ -145,11 +145,12 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator, pr
     rows = prepare(config, taxonomy, renderer, invocation)
     hidden = base.model.config.get_text_config().hidden_size
     heads = GuardHeads(hidden, len(taxonomy.categories), bias=config.head_bias, harmful=config.harmful_head)
+    attached: adapter.Adapter | None = None
     if config.adapter != "none":
-        adapter.attach(base.model, _shape(config, invocation_ids if activated else None))
+        attached = adapter.attach(base.model, _shape(config, invocation_ids if activated else None))
     if config.activation_checkpointing:
         checkpoint_layers(base.model)
-    model = GuardModel(base.model, heads, kind=config.adapter, invocation=invocation_ids)
+    model = GuardModel(base.model, heads, kind=config.adapter, invocation=invocation_ids, attached=attached)
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.base.parameters() if p.requires_grad], "peak": config.learning_rate},
