@@ -46,6 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def port() -> Iterator[int]:
     """Of a Ray Serve proxy on this machine."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"  # a busy machine starts it slowly
     with socket.create_server(("127.0.0.1", 0)) as free:
         found = int(free.getsockname()[1])
     paths = os.pathsep.join(path for path in sys.path if path)
