@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 from guards import tiny_guard_folder
 
@@ -158,10 +159,7 @@ def test_an_address_that_others_reach_needs_keys() -> None:
 
 
 def replica_process() -> int:
-    """The process of the one replica that runs."""
-    from ray.util.state import list_actors
-
-    (found,) = [
-        actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "lora-guard" in (actor.name or "")
-    ]
-    return int(found)
+    """The process of the one replica that runs, by the title that Ray gives it."""
+    titles = {process.pid: " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])}
+    (found,) = [pid for pid, title in titles.items() if title.startswith("ray::ServeReplica:guard:lora-guard")]
+    return found
