@@ -1,5 +1,6 @@
 """Started by tests/test_sharding.py in two processes: runs whose parameters are sharded, and one that is killed."""
 
+import json
 import os
 import shutil
 import sys
@@ -42,6 +43,8 @@ def main(config: TrainConfig, folder: Path) -> None:
 
     def killing(run: Any, batch: Any, number: int, *rest: Any) -> Any:
         assert all(isinstance(parameter, DTensor) for parameter in run.model.parameters())
+        dtypes = {(parameter.requires_grad, str(parameter.dtype)) for parameter in run.model.parameters()}
+        (folder / f"dtypes-{run.accelerator.process_index}.json").write_text(json.dumps(sorted(dtypes)), "utf-8")
         if number == 3:
             raise Killed
         return step(run, batch, number, *rest)

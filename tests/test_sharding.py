@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny import tiny_folder
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
+from transformers import AutoModelForCausalLM
 
 from lora_guard import Conversation, Guard, TrainConfig
 from lora_guard.errors import ConfigError
@@ -23,11 +24,14 @@ from lora_guard.sharding import as_held, whole
 from lora_guard.training import loop
 
 
-@pytest.fixture(scope="module", params=["lora", "alora"])
+@pytest.fixture(scope="module", params=["lora", "alora", "lora on bf16"])
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The runs ``one`` (this process), ``sharded``, ``killed`` and resumed, and ``killed-alone``, not resumed yet."""
     folder = tmp_path_factory.mktemp("runs")
-    tiny_folder(folder / "base")
+    adapter, _, dtype = request.param.partition(" on ")
+    base = tiny_folder(folder / "base")
+    if dtype:
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
     (folder / "taxonomy.yaml").write_text("name: mine\ncategories: [rude, unfair]\n", "utf-8")
     for name, count in {"rows": 25, "held": 3, "single": 1}.items():  # no set has as many rows as the next
         rows = [
@@ -41,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
             "taxonomy": str(folder / "taxonomy.yaml"),
             "train": [{"path": str(folder / "rows.jsonl")}],
             "test": [{"path": str(folder / f"{name}.jsonl")} for name in ("held", "single")],
-            "adapter": request.param,
+            "adapter": adapter,
             "epochs": 2,
             "batch_size": 4,
             "micro_batch_size": 1,
@@ -88,6 +92,13 @@ def test_shards_train_the_weights_of_whole_parameters(folder: Path) -> None:
     ]
     for key in ("loss", "grad_norm"):
         assert [step[key] for step in steps[1]] == pytest.approx([step[key] for step in steps[0]], rel=1e-3)
+
+
+def test_the_frozen_base_keeps_its_dtype_and_adapters_train_in_fp32(folder: Path) -> None:
+    stored = json.loads((folder / "base" / "config.json").read_text("utf-8"))["dtype"]
+    for rank in range(2):
+        dtypes = json.loads((folder / f"dtypes-{rank}.json").read_text("utf-8"))
+        assert dtypes == [[False, f"torch.{stored}"], [True, "torch.float32"]]
 
 
 def test_every_set_is_evaluated_however_few_rows_it_has(folder: Path) -> None:
