@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -259,6 +260,41 @@ def test_a_killed_process_resumes_to_the_same_weights(make_config: Callable[...,
     assert_same(tmp_path / "whole", out)
 
 
+def launched(processes: int, out: Path, config: Path, *options: str) -> subprocess.Popen[str]:
+    """``lora-guard train`` in several processes that speak gloo, as accelerate starts it."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
+    command += ["--config_file", str(ACCELERATE / "ddp.yaml"), "--main_process_port", "0", "-m", "lora_guard"]
+    return subprocess.Popen(
+        [*command, "train", str(out), "--config", str(config), "--set", f"processes={processes}", *options],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_worker_killed_among_several_ends_the_run_which_resumes_to_the_same_weights(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = make_config(adapter="alora", epochs=8)
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
+    killed, steps = launched(2, tmp_path / "killed", tmp_path / "config.yaml"), tmp_path / "killed" / "steps.jsonl"
+    while killed.poll() is None and not (steps.is_file() and len(steps.read_text("utf-8").splitlines()) > 6):
+        time.sleep(0.01)
+    workers = [child for child in psutil.Process(killed.pid).children(recursive=True) if child.environ().get("RANK")]
+    (worker,) = [worker for worker in workers if worker.environ()["RANK"] == "1"]
+    worker.kill()
+    killed.communicate()
+    assert killed.returncode != 0
+    done = len(steps.read_text("utf-8").splitlines())
+    for name, *options in (("killed", "--resume"), ("whole",)):
+        run = launched(2, tmp_path / name, tmp_path / "config.yaml", *options)
+        _, errors = run.communicate()
+        assert run.returncode == 0, errors
+    assert 6 < done < len(records(tmp_path / "whole" / "steps.jsonl"))
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
 @pytest.mark.parametrize(("adapter", "processes"), [("lora", 2), ("alora", 2), ("lora", 4)])
 def test_several_processes_train_the_weights_of_one(
     make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str, processes: int
@@ -268,18 +304,10 @@ def test_several_processes_train_the_weights_of_one(
     train(config, tmp_path / "one", prefixes=tmp_path / "prefixes")
     assert len(json.loads((tmp_path / "one" / "splits.json").read_text("utf-8"))["train"]) % config.batch_size == 1
     (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
-    launch += ["--config_file", str(ACCELERATE / "ddp.yaml")]
-    options = ["--main_process_port", "0", "-m", "lora_guard", "train", str(tmp_path / "two")]
-    result = subprocess.run(
-        [*launch, *options, "--config", str(tmp_path / "config.yaml"), "--set", f"processes={processes}"],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert f"{processes} processes (gloo)" in result.stdout
+    run = launched(processes, tmp_path / "two", tmp_path / "config.yaml")
+    output, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert f"{processes} processes (gloo)" in output
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         assert torch.allclose(one[name], two[name], atol=2e-5), name
