@@ -17,7 +17,8 @@ from lora_guard.progress import in_wholes
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
 
-DEFAULT_GUARD = "smollm2-135m-alora"
+SHIPPED = {"default": "smollm2-135m-alora", "commercial": "smollm2-135m-commercial"}
+"""What the guards in the package are called on the command line; the second is for commercial use too."""
 """The guard that ships in the package."""
 
 EngineName = Literal["torch", "llama-cpp"]
@@ -306,13 +307,13 @@ def engine_name(name: str) -> EngineName:
 
 
 def find(guard: str | Path) -> Path:
-    """The folder of a guard: ``default``, a guard or run folder, or a hub id.
+    """The folder of a guard: ``default``, ``commercial``, a guard or run folder, or a hub id.
 
     Raises:
         ArtifactError: there is none.
     """
-    if str(guard) == "default":
-        return Path(__file__).parent / "guards" / DEFAULT_GUARD
+    if str(guard) in SHIPPED:
+        return Path(__file__).parent / "guards" / SHIPPED[str(guard)]
     folder = Path(guard)
     if folder.is_dir():
         run = folder / "guard"  # a training run keeps its guard there
@@ -324,5 +325,5 @@ def find(guard: str | Path) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(
-            f"guard {str(guard)!r} not found: {reason}; allowed: default, a folder, a hub id"
+            f"guard {str(guard)!r} not found: {reason}; allowed: default, commercial, a folder, a hub id"
         ) from error
