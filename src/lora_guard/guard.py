@@ -18,8 +18,7 @@ from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
 
 SHIPPED = {"default": "smollm2-135m-alora", "commercial": "smollm2-135m-commercial"}
-"""What the guards in the package are called on the command line; the second is for commercial use too."""
-"""The guard that ships in the package."""
+"""The guards in the package, by what callers name them; the second is for commercial use too."""
 
 EngineName = Literal["torch", "llama-cpp"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
@@ -72,7 +71,8 @@ class Guard:
         """Load a guard and the chat model it was trained for.
 
         Args:
-            guard: ``default`` (ships in the package), a guard or run folder, a bundle for llama.cpp, or a hub id.
+            guard: ``default`` or ``commercial``, which ship in the package, a guard or run folder, a bundle for
+                llama.cpp, or a hub id.
             on: a guard on the torch engine whose chat model this one shares; it may be at work meanwhile.
             base: another place of the base model than the guard names: a hub id, a folder or a .gguf file.
             allow_other_base: accept a base whose weights differ from those the guard was trained on; scores then mean
