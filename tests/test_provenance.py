@@ -4,7 +4,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from guards import tiny_guard_folder
 
+from lora_guard import Guard
 from lora_guard.evaluation import provenance
 from lora_guard.evaluation.provenance import commit
 
@@ -31,3 +33,10 @@ def test_the_commit_is_that_of_the_source_and_says_if_it_was_changed(
     assert commit() == git(tmp_path, "rev-parse", "HEAD")
     source.write_text("two\n", "utf-8")
     assert commit() == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
+
+
+def test_the_weights_that_ran_are_named_beside_those_the_guard_was_made_for(tmp_path: Path) -> None:
+    guard = Guard.load(tiny_guard_folder(tmp_path))
+    other = Guard(guard.spec, guard.engine, base_fingerprint="gguf:quantised")
+    assert provenance.provenance(guard, {}, "eval")["weights"] == guard.spec.base.fingerprint
+    assert provenance.provenance(other, {}, "eval")["weights"] == "gguf:quantised"

@@ -25,6 +25,7 @@ def provenance(guard: Guard, data: Mapping[str, Mapping[str, Any]], command: str
         "policy": guard.policy,
         "parameters": guard.parameters,
         "base": guard.spec.base.model_dump(mode="json"),
+        "weights": guard.base_fingerprint,  # those that ran: quantised ones, or with --allow-other-base others
         "data": {name: dict(entry) for name, entry in data.items()},
         "command": command,
         "commit": commit(),
