@@ -5,7 +5,8 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from lora_guard.serving.config import ServeConfig
 ray = pytest.importorskip("ray", reason="needs the extra 'scale'; make test-extras installs it")
 with warnings.catch_warnings(action="ignore"):  # its own code's
     from ray import serve
-from lora_guard.scale.deployment import Extra, Settings, application  # noqa: E402
+    from ray.serve.context import _get_global_client  # what `serve deploy` ends in, without a dashboard
+    from ray.serve.schema import ServeDeploySchema
+from lora_guard.scale.deployment import Settings, application  # noqa: E402
 
 # Ray leaves sockets and processes to its own exit, and warns of its own next versions.
 pytestmark = [
@@ -59,7 +62,8 @@ def port() -> Iterator[int]:
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
-    serve.start(http_options={"host": "127.0.0.1", "port": found})
+    with suppress(TimeoutError):  # after a minute; the proxy goes on starting, and an application waits for it
+        serve.start(http_options={"host": "127.0.0.1", "port": found})
     yield found
     serve.shutdown()
     ray.shutdown()
@@ -67,25 +71,29 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def url(port: int, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
-    run(folders, Extra(guards={"more": str(folders["second"])}), audit(tmp_path_factory))
-    return f"http://127.0.0.1:{port}"
+    """Of the application with ``first`` as its default and ``second`` beside it."""
+    found = f"http://127.0.0.1:{port}"
+    deploy(found, folders, tmp_path_factory, more="second")
+    return found
 
 
-def audit(factory: pytest.TempPathFactory) -> Path:
-    return factory.getbasetemp() / "audit.jsonl"
-
-
-def run(folders: dict[str, Path], extra: Extra, log: Path) -> None:
-    server = ServeConfig.model_validate({"model_name": "main", "audit": log})
-    bound = application(Settings(guard=str(folders["first"]), server=server))
-    serve.run(with_extra(bound, extra), name="guard")
-
-
-def with_extra(bound: Any, extra: Extra) -> Any:
-    """The application with another ``user_config``, as a YAML file of ``serve deploy`` gives it."""
-    deployment = bound._bound_deployment
-    settings = deployment.init_args
-    return deployment.options(user_config=extra.model_dump()).bind(*settings)
+def deploy(url: str, folders: dict[str, Path], factory: pytest.TempPathFactory, **guards: str) -> None:
+    """Deploy the application as ``serve deploy`` does with a YAML file, and wait for its guards."""
+    server = {"model_name": "main", "audit": str(factory.getbasetemp() / "audit.jsonl")}
+    application = {
+        "name": "guard",
+        "import_path": "lora_guard.scale.deployment:application",
+        "args": {"guard": str(folders["first"]), "server": server},
+        "deployments": [
+            {
+                "name": "lora-guard",
+                "user_config": {"guards": {name: str(folders[guard]) for name, guard in guards.items()}},
+            }
+        ],
+    }
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+    expected = ["main", *(name for name in guards if name != "main")]
+    until(lambda: answered(url, "/v1/models", lambda found: [card["id"] for card in found["data"]] == expected))
 
 
 def score(url: str, model: str) -> tuple[str, float]:
@@ -120,13 +128,11 @@ def test_guards_are_put_in_and_taken_away_while_the_replica_runs(
     url: str, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     process = replica_process()
-    extra = Extra(guards={"main": str(folders["third"]), "new": str(folders["first"])})
-    run(folders, extra, audit(tmp_path_factory))
-    assert [card["id"] for card in httpx2.get(f"{url}/v1/models", timeout=60).json()["data"]] == ["main", "new"]
+    deploy(url, folders, tmp_path_factory, main="third", new="first")
     assert score(url, "main") == ("main", pytest.approx(alone(folders["third"]), abs=1e-5))
     assert score(url, "new") == ("new", pytest.approx(alone(folders["first"]), abs=1e-5))
     assert score(url, "more")[0] == "main"
-    run(folders, Extra(), audit(tmp_path_factory))
+    deploy(url, folders, tmp_path_factory)
     assert score(url, "main") == ("main", pytest.approx(alone(folders["first"]), abs=1e-5))
     assert replica_process() == process
 
@@ -140,22 +146,29 @@ def test_each_replica_has_an_audit_log_of_its_own(url: str, tmp_path_factory: py
 def test_a_replica_whose_process_dies_is_replaced(url: str, folders: dict[str, Path]) -> None:
     process = replica_process()
     os.kill(process, 9)
-    expected = alone(folders["first"])
-    for _ in range(240):
-        try:
-            found = httpx2.post(f"{url}/v1/moderations", json={"model": "main", "input": TEXT}, timeout=60)
-            if found.status_code == 200:
-                break
-        except httpx2.TransportError:
-            pass
-        time.sleep(0.25)
-    assert score(url, "main")[1] == pytest.approx(expected, abs=1e-5)
+    until(lambda: answered(url, "/ready"))
+    assert score(url, "main")[1] == pytest.approx(alone(folders["first"]), abs=1e-5)
     assert replica_process() != process
 
 
 def test_an_address_that_others_reach_needs_keys() -> None:
     with pytest.raises(ConfigError, match="can be reached by other machines"):
         application(Settings(server=ServeConfig.model_validate({"host": "0.0.0.0"})))
+
+
+def answered(url: str, path: str, as_expected: Callable[[Any], bool] = lambda found: True) -> bool:
+    """Whether a route answers, and as expected."""
+    try:
+        found = httpx2.get(f"{url}{path}", timeout=60)
+    except httpx2.TransportError:
+        return False
+    return found.status_code == 200 and as_expected(found.json())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what must come; a test that waits in vain is stopped from outside."""
+    while not condition():
+        time.sleep(0.1)
 
 
 def replica_process() -> int:
