@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guards import tiny_guard_folder
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from servers import Running, serving, tiny_guard
+
+from lora_guard import Guard
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -194,3 +197,19 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Browser, server: R
     page.click("#tab-batch")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     context.close()
+
+
+def test_a_guard_is_chosen_among_several_for_chat_and_batch(browser: Browser, server: Running, tmp_path: Path) -> None:
+    other = Guard.load(tiny_guard_folder(tmp_path, categories=("x", "y", "z")), on=server.guard, precision="fp32")
+    with serving(server.guard, others={"other": other}) as several:
+        page = browser.new_page()
+        page.goto(several.url)
+        page.select_option("#guard", "other")
+        expect(page.locator("#model")).to_have_text("")
+        ask(page)
+        assert set(page.locator("#bars .name").all_inner_texts()) == {"x", "y", "z"}
+        page.close()
+
+
+def test_one_guard_leaves_nothing_to_choose(page: Page) -> None:
+    expect(page.locator("#choice")).to_be_hidden()

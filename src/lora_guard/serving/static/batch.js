@@ -1,6 +1,6 @@
 // The batch: texts from a file or the page, judged some at a time, shown in a table and given back as files.
 
-import { categoriesOf, el, make, post, readable } from "./common.js";
+import { categoriesOf, el, guard, make, post, readable } from "./common.js";
 
 let judged = [];
 let running = null;
@@ -75,7 +75,7 @@ const count = () => `${judged.length} judged, ${judged.filter((row) => row.flagg
 async function moderated(input, signal) {
   for (;;) {
     try {
-      return (await (await post("v1/moderations", { input }, signal)).json()).results;
+      return (await (await post("v1/moderations", { model: guard(), input }, signal)).json()).results;
     } catch (error) {
       if (!error.retryAfter) throw error;
       await new Promise((done) => setTimeout(done, 1000 * error.retryAfter));

@@ -1,6 +1,6 @@
 // The chat: tokens coloured by the check that covers them, the shown answer's scores, and the policy.
 
-import { categoriesOf, el, make, post } from "./common.js";
+import { categoriesOf, el, guard, make, post } from "./common.js";
 import { drawBars, drawLine } from "./drawing.js";
 
 // Thresholds: null stands for the guard's own, which come with each check.
@@ -132,13 +132,13 @@ function request(messages) {
   if (chosen.prompt !== null) options.prompt_threshold = chosen.prompt;
   if (chosen.response !== null) options.response_threshold = chosen.response;
   return {
-    model: "playground",
+    model: guard(),
     stream: true,
     messages: system ? [{ role: "system", content: system }, ...messages] : messages,
     max_tokens: Number(el("tokens").value),
     temperature: Number(el("temperature").value),
     moderation: {
-      model: "playground",
+      model: guard(),
       policy: { input: { mode: el("input-mode").value }, output: { mode: el("output-mode").value } },
     },
     lora_guard: options,

@@ -44,7 +44,9 @@ function needKey() {
 
 export async function connect() {
   try {
-    el("model").textContent = (await (await get("v1/models")).json()).data[0].id;
+    const names = (await (await get("v1/models")).json()).data.map((model) => model.id);
+    offer(names);
+    el("model").textContent = names.length > 1 ? "" : names[0];
     el("model").className = "muted";
     el("key").classList.remove("needed");
   } catch (error) {
@@ -53,6 +55,16 @@ export async function connect() {
     el("model").className = "error";
   }
 }
+
+// The choice among several guards; what was chosen stays chosen while the server has it.
+function offer(names) {
+  const before = el("guard").value;
+  el("guard").replaceChildren(...names.map((name) => new Option(name)));
+  el("guard").value = names.includes(before) ? before : names[0];
+  el("choice").hidden = names.length < 2;
+}
+
+export const guard = () => el("guard").value || "playground";
 
 // Moderation results name OpenAI's categories beside the guard's own, which say more.
 const OPENAI = new Set([
