@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pyarrow
 import pytest
+from clusters import local_cluster
 from guards import tiny_guard_folder
 from pyarrow.parquet import read_table, write_table
 
@@ -35,19 +36,8 @@ TEXTS = [f"Text {number} {'of some length ' * (number % 5)}" for number in range
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # As the tests' own paths: workers import what the tests import.
-    paths = os.pathsep.join(path for path in sys.path if path)
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 << 20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-    )
-    yield
-    ray.shutdown()
+    with local_cluster():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+from clusters import local_cluster
 from guards import tiny_guard_folder
 
 from lora_guard import Conversation, Guard
@@ -49,24 +49,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """Of a Ray Serve proxy on this machine."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"  # a busy machine starts it slowly
     with socket.create_server(("127.0.0.1", 0)) as free:
         found = int(free.getsockname()[1])
-    paths = os.pathsep.join(path for path in sys.path if path)
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 << 20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-    )
-    with suppress(TimeoutError):  # after a minute; the proxy goes on starting, and an application waits for it
-        serve.start(http_options={"host": "127.0.0.1", "port": found})
-    yield found
-    serve.shutdown()
-    ray.shutdown()
+    with local_cluster():
+        with suppress(TimeoutError):  # after a minute; the proxy goes on starting, and an application waits for it
+            serve.start(http_options={"host": "127.0.0.1", "port": found})
+        yield found
+        serve.shutdown()
 
 
 @pytest.fixture(scope="module")
