@@ -6,8 +6,9 @@ A chat model that was trained on people's requests writes such a request itself 
 beginning of a user's turn (Magpie, arXiv 2406.08464); the system's turn before it decides of what kind. A guard trained
 on harmful requests alone would take any request for harm; rows like these are what a commercially usable guard can set
 against them, since the best-known benign instructions are under non-commercial licences, and they bring the long
-requests and the role play that those lack. Nobody has read the rows: a few may be false. The file is written anew after
-each batch, so that a stopped run leaves what it has made.
+requests and the role play that those lack. The first rows are requests from ``harmless_requests.txt``, written by
+hand, many of them worded like harmful ones. Nobody has read the others: a few may be false. The file is written anew
+after each batch, so that a stopped run leaves what it has made.
 """
 
 import argparse
@@ -27,9 +28,13 @@ CHUNK = 32
 LONGEST_REQUEST = 256
 LONGEST_ANSWER = 64
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+WRITTEN = Path(__file__).with_name("harmless_requests.txt")
 # None is the template's own; it stands between the others since it gives the most natural mixture.
 SYSTEMS = (
+    "You answer short questions: what, why, how, who, where and when.",
     None,
+    "You help with questions about cooking, the household, health, sports, games and hobbies.",
+    "You answer questions about science, nature, school and technology.",
     "You play any character that the user describes, and tell stories together with the user.",
     "You rewrite the user's text: shorter, friendlier or more formal.",
     None,
@@ -52,9 +57,10 @@ def main() -> None:
     base = base_model.load(arguments.model, dtype=torch.bfloat16)
     rows: dict[str, str | None] = {}
     with progress("make up requests", arguments.prompts, unit="requests") as advance:
-        for system in itertools.cycle(SYSTEMS):
+        for source in itertools.chain([WRITTEN], itertools.cycle(SYSTEMS)):
             before = len(rows)
-            made = [prompt for prompt in requests(base, system) if prompt not in rows]
+            found = source.read_text("utf-8").splitlines() if isinstance(source, Path) else requests(base, source)
+            made = [prompt for prompt in found if prompt not in rows]
             made = made[: arguments.prompts - before]
             rows |= dict.fromkeys(made)
             rows |= zip(made[::2], answers(base, made[::2]), strict=True)
