@@ -2,16 +2,43 @@
 
 import uuid
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from lora_guard.errors import DataError, InputError
 from lora_guard.scale import bulk_store
 
 
-@pytest.fixture(params=["disk", "memory"])
+class RemoteFile(AbstractBufferedFile):
+    """Reads as files of S3 and the like do: in ranges."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return bytes(self.fs.store[self.path].getvalue()[start:end])
+
+
+class RemoteFileSystem(MemoryFileSystem):
+    """Memory, but its files are read as remote ones."""
+
+    protocol = "remote"
+
+    def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+        if mode != "rb":
+            return super()._open(path, mode, **more)
+        if path not in self.store:
+            raise FileNotFoundError(path)
+        return RemoteFile(self, path, size=self.size(path))
+
+
+fsspec.register_implementation("remote", RemoteFileSystem)
+
+
+@pytest.fixture(params=["disk", "memory", "remote"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "disk" else f"memory://{uuid.uuid4()}"
+    return str(tmp_path) if request.param == "disk" else f"{request.param}://{uuid.uuid4()}"
 
 
 def test_what_is_written_is_found_listed_and_read(folder: str) -> None:
@@ -20,7 +47,10 @@ def test_what_is_written_is_found_listed_and_read(folder: str) -> None:
     found = bulk_store.matching(f"{folder}/new/*.jsonl")
     assert [name.rpartition("/")[2] for name in found] == ["a.jsonl", "b.jsonl"]
     with bulk_store.opened(found[0]) as file:
-        assert file.read() == b"a.jsonl"
+        assert file.readline(3) == b"a.j"
+        assert file.read() == b"sonl"
+        file.seek(2)
+        assert file.read() == b"jsonl"
     assert bulk_store.size(found[0]) == 7
     assert bulk_store.matching(found[1]) == found[1:]
     assert bulk_store.names(f"{folder}/new") == {"a.jsonl", "b.jsonl", "c.csv"}

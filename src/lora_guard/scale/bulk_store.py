@@ -1,10 +1,12 @@
 """Where bulk moderation reads and writes: this machine's disk, or any file system that fsspec knows."""
 
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from lora_guard import files
 from lora_guard.errors import DataError, InputError, ResourceError
@@ -38,10 +40,11 @@ def opened(place: str) -> IO[bytes]:
     """
     system, path = _located(place)
     try:
-        file: IO[bytes] = system.open(path, "rb")
+        file: Any = system.open(path, "rb")
     except OSError as error:
         raise DataError(f"{place} cannot be read: {_reason(error)}") from error
-    return file
+    # Remote files of fsspec read lines of any length alone, where a bound is what keeps memory flat.
+    return cast(IO[bytes], BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file)
 
 
 def size(place: str) -> int:
