@@ -95,14 +95,14 @@ class Guard:
         folder = find(guard)
         artifact.read_spec(folder).calibration.policy(policy)  # a mistyped name is found before the base is loaded
         if engine_name(engine) == "llama-cpp":
-            from lora_guard.engine import device_guard
-
             if on is not None:
                 raise InputError("guards share a chat model on the torch engine alone; allowed: engine 'torch'")
             if device is not None or bulk or precision != "auto":
                 raise InputError(
                     "precision, device and bulk belong to the torch engine; allowed: engine 'torch' for them"
                 )
+            from lora_guard.engine import device_guard
+
             return cls(*device_guard.load(folder, base=base, allow_other_base=allow_other_base), policy=policy)
         from lora_guard.engine import torch_engine, torch_guard
 
