@@ -1,5 +1,6 @@
 """The server on Ray Serve: guards by name, put in while it runs; a replica that dies is replaced; access as alone."""
 
+import asyncio
 import os
 import socket
 import time
@@ -16,7 +17,7 @@ from clusters import local_cluster
 from guards import tiny_guard_folder
 
 from lora_guard import Conversation, Guard
-from lora_guard.errors import ConfigError
+from lora_guard.errors import ArtifactError, ConfigError
 from lora_guard.serving.config import ServeConfig
 
 ray = pytest.importorskip("ray", reason="needs the extra 'scale'; make test-extras installs it")
@@ -24,7 +25,7 @@ with warnings.catch_warnings(action="ignore"):  # its own code's
     from ray import serve
     from ray.serve.context import _get_global_client  # what `serve deploy` ends in, without a dashboard
     from ray.serve.schema import ServeDeploySchema
-from lora_guard.scale.deployment import Settings, application  # noqa: E402
+from lora_guard.scale.deployment import Replica, Settings, application  # noqa: E402
 
 # Ray leaves sockets and processes to its own exit, and warns of its own next versions.
 pytestmark = [
@@ -69,21 +70,21 @@ def url(port: int, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 
 def deploy(url: str, folders: dict[str, Path], factory: pytest.TempPathFactory, **guards: str) -> None:
     """Deploy the application as ``serve deploy`` does with a YAML file, and wait for its guards."""
-    server = {"model_name": "main", "audit": str(factory.getbasetemp() / "audit.jsonl")}
-    application = {
-        "name": "guard",
-        "import_path": "lora_guard.scale.deployment:application",
-        "args": {"guard": str(folders["first"]), "server": server},
-        "deployments": [
-            {
-                "name": "lora-guard",
-                "user_config": {"guards": {name: str(folders[guard]) for name, guard in guards.items()}},
-            }
-        ],
-    }
+    application = described(folders, factory, **{name: str(folders[guard]) for name, guard in guards.items()})
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
     expected = ["main", *(name for name in guards if name != "main")]
     until(lambda: answered(url, "/v1/models", lambda found: [card["id"] for card in found["data"]] == expected))
+
+
+def described(folders: dict[str, Path], factory: pytest.TempPathFactory, **guards: str) -> dict[str, Any]:
+    """The application in the YAML file's form."""
+    server = {"model_name": "main", "audit": str(factory.getbasetemp() / "audit.jsonl")}
+    return {
+        "name": "guard",
+        "import_path": "lora_guard.scale.deployment:application",
+        "args": {"guard": str(folders["first"]), "server": server},
+        "deployments": [{"name": "lora-guard", "user_config": {"guards": guards}}],
+    }
 
 
 def score(url: str, model: str) -> tuple[str, float]:
@@ -107,7 +108,8 @@ def test_the_routes_of_the_server_answer_with_the_guard_that_a_request_names(
 
 
 def test_an_answer_is_streamed_through_the_proxy(url: str) -> None:
-    body = {"model": "more", "messages": [{"role": "user", "content": TEXT}], "max_tokens": 6, "stream": True}
+    messages = [{"role": "user", "content": TEXT}]
+    body = {"model": "more", "messages": messages, "max_tokens": 24, "temperature": 0, "stream": True}
     with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
         lines = [line for line in answer.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
@@ -125,6 +127,25 @@ def test_guards_are_put_in_and_taken_away_while_the_replica_runs(
     deploy(url, folders, tmp_path_factory)
     assert score(url, "main") == ("main", pytest.approx(alone(folders["first"]), abs=1e-5))
     assert replica_process() == process
+
+
+def test_a_replica_that_serves_keeps_its_guards_where_new_ones_cannot_be_had(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = Replica.__bases__[0]  # without Ray's wrapper
+    replica = plain(Settings(guard=str(folders["first"])))
+    guards = replica._service.guards
+    broken = {"guards": {"new": str(folders["second"]), "broken": "/nowhere/guard"}}
+    with pytest.raises(ArtifactError, match="/nowhere/guard"):
+        asyncio.run(replica.reconfigure(broken))
+    asyncio.run(replica.reconfigure({"guards": {"more": str(folders["second"])}}))
+    for mistaken in (broken, {"guard": {}}):
+        asyncio.run(replica.reconfigure(mistaken))
+        assert "the guards stay as they were" in caplog.messages[-1]
+        assert guards.names == ["tiny", "more"]
+    assert not [name for name, _ in replica._guard.engine.base.model.named_parameters() if "_2." in name]
+    asyncio.run(replica.reconfigure({}))
+    assert guards.names == ["tiny"]
 
 
 def test_each_replica_has_an_audit_log_of_its_own(url: str, tmp_path_factory: pytest.TempPathFactory) -> None:

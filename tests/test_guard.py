@@ -79,6 +79,7 @@ def test_guards_on_one_chat_model_judge_and_chat_as_they_do_alone(tmp_path: Path
             assert judged_generation(shared, ids, 1, 0.7) == judged_generation(single, ids, 1, 0.7)
     assert first.logits([PROMPT]) != second.logits([PROMPT])
     second.engine.leave()
+    second.engine.leave()  # once is enough
     with pytest.raises(GuardError, match="has left the chat model"):
         second.moderate(PROMPT)
     assert first.logits([PROMPT, ANSWER]) == alone[0].logits([PROMPT, ANSWER])

@@ -126,6 +126,15 @@ def test_a_guard_can_be_added_and_taken_away_but_for_the_default(server: Running
         server.service.guards.put("tiny", None)
 
 
+def test_a_guard_stays_while_any_name_has_it(server: Running) -> None:
+    other = server.service.guards["other"].guard
+    for name, guard in (("again", other), ("other", other), ("again", None)):
+        on_loop(server, name, guard)
+        assert server.post("/v1/moderations", {"model": "other", "input": "x"}).status_code == 200
+    on_loop(server, "other", None)
+    until(lambda: not held(other))
+
+
 def test_the_audit_log_says_which_guard_decided(guard: Guard, folders: dict[str, Path], tmp_path: Path) -> None:
     plain = Guard.load(folders["plain"], on=guard, precision="fp32")
     log = tmp_path / "audit.jsonl"

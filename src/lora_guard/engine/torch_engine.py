@@ -145,9 +145,9 @@ class TorchEngine:
     def leave(self) -> None:
         """Take the adapter off the chat model (see :class:`lora_guard.engine.session.Engine`)."""
         with self.base.lock:
-            self._left = True
-            if self.model.adapter is not None:
+            if self.model.adapter is not None and not self._left:
                 adapter.detach(self.model.base, self.model.adapter)
+            self._left = True
 
     @property
     def device(self) -> torch.device:

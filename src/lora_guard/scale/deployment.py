@@ -10,19 +10,23 @@ be deployed anew while the replicas run.
 """
 
 import asyncio
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
 
 from lora_guard import artifact
-from lora_guard.errors import ResourceError
+from lora_guard.errors import LoraGuardError, ResourceError
 from lora_guard.guard import EngineName, Guard, find
 from lora_guard.serving import app
 from lora_guard.serving.config import ServeConfig
 from lora_guard.serving.service import Service
+
+log = logging.getLogger(__name__)
 
 
 class Settings(BaseModel):
@@ -73,6 +77,8 @@ class Replica:
         self._guard = Guard.load(
             settings.guard, base=settings.base, allow_other_base=settings.allow_other_base, engine=settings.engine
         )
+        self._is_up = False
+        self._allow_other_base = settings.allow_other_base
         self._config = config
         self._service = Service(self._guard, config)
         (self._default,) = self._service.guards.names
@@ -89,18 +95,42 @@ class Replica:
         A guard whose folder or contents differ from what is loaded is put in the place of the one that is; requests
         under way end with the one they began with. All new guards are loaded before the first is put in.
 
+        Ray ends a replica whose reconfiguration fails. So one that serves logs the error and goes on with what it has:
+        a mistyped folder must not leave chats without a guard.
+
         Raises:
-            ArtifactError: a guard cannot be loaded; all stays as it was.
+            LoraGuardError, ValidationError: a replica that does not serve yet cannot have these guards.
         """
+        try:
+            await self._have(user_config)
+        except (LoraGuardError, ValidationError) as error:
+            if not self._is_up:
+                raise
+            log.error("the guards stay as they were: %s", " ".join(str(error).split()))
+        self._is_up = True
+
+    async def _have(self, user_config: dict[str, Any]) -> None:
+        """:meth:`reconfigure`, or an error and all as it was."""
         wanted = self._startup | Extra.model_validate(user_config).guards
         prints = {name: _fingerprint(find(guard)) for name, guard in wanted.items()}
         new = {name: found for name, found in prints.items() if self._loaded.get(name) != found}
-        guards = {name: await asyncio.to_thread(Guard.load, wanted[name], on=self._guard) for name in new}
-        for name, guard in guards.items():
+        for name, guard in (await asyncio.to_thread(self._load, {name: wanted[name] for name in new})).items():
             self._service.put(name, guard)
         for name in self._loaded.keys() - prints.keys():
             self._service.put(name, None)
         self._loaded = prints
+
+    def _load(self, wanted: Mapping[str, str]) -> dict[str, Guard]:
+        """Load guards on the chat model: all of them, or none."""
+        loaded: dict[str, Guard] = {}
+        try:
+            for name, guard in wanted.items():
+                loaded[name] = Guard.load(guard, on=self._guard, allow_other_base=self._allow_other_base)
+        except LoraGuardError:
+            for guard_on_model in loaded.values():
+                guard_on_model.engine.leave()
+            raise
+        return loaded
 
     async def check_health(self) -> None:
         """Ray Serve's probe: a replica whose engine is stuck is put away, and another begun.

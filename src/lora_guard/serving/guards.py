@@ -54,13 +54,13 @@ class Guards:
 
     def __getitem__(self, model: str | None) -> Served:
         """The guard that a request means: the one of that name, or else the default."""
-        return self._served.get(model or self._default) or self._served[self._default]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._served
+        return self._served.get(model or self._default, self._served[self._default])
 
     def put(self, name: str, guard: Guard | None) -> Guard | None:
-        """Put a guard under a name, or take the one of that name away with None; the guard that was there.
+        """Put a guard under a name, or take the one of that name away with None.
+
+        Returns:
+            The guard that was there, if no name has it any more.
 
         Raises:
             InputError: the default cannot be taken away.
@@ -72,4 +72,6 @@ class Guards:
             raise InputError(f"{name!r} is the default guard; allowed: to put another in its place")
         else:
             self._served = {key: served for key, served in self._served.items() if key != name}
-        return former.guard if former else None
+        if former is None or any(served.guard is former.guard for served in self._served.values()):
+            return None
+        return former.guard

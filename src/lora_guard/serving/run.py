@@ -31,7 +31,9 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     keys = config.keys()
     loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base, engine=engine)
-    others = {name: Guard.load(folder, on=loaded) for name, folder in config.guards.items()}
+    others = {
+        name: Guard.load(folder, on=loaded, allow_other_base=allow_other_base) for name, folder in config.guards.items()
+    }
     service = Service(loaded, config, others)
     log.info("%s on http://%s:%d, %d API keys", ", ".join(service.guards.names), config.host, config.port, len(keys))
     server = uvicorn.Server(
