@@ -5,11 +5,11 @@ docs/decisions/0009-a-bundle-names-its-base-by-norms.md says what this can and c
 """
 
 import hashlib
-import mmap
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,15 +63,16 @@ def of_model(model: "PreTrainedModel") -> str | None:
 def of_gguf(path: Path) -> str:
     """The fingerprint of the norms in a GGUF file.
 
-    The header is read here because the ``gguf`` package takes seconds for a vocabulary that is only skipped.
+    The header is read here because the ``gguf`` package takes seconds for a vocabulary that is only skipped. It is
+    read, not mapped: a map of the file would lie in memory beside llama.cpp's own, 60 MB of it with the default model.
 
     Raises:
         ModelError: the file is not a GGUF file of version 2 or 3, or has no norms in fp32.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            norms = _norms(data)
-    except (OSError, ValueError, KeyError, struct.error, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            norms = _norms(file)
+    except (OSError, ValueError, KeyError, ArithmeticError, struct.error) as error:
         raise ModelError(f"{path} cannot be read as a GGUF file: {error}; allowed: a .gguf chat model") from error
     if not norms:
         raise ModelError(f"{path} has no norms in fp32; allowed: a .gguf chat model with normalised layers")
@@ -83,48 +84,65 @@ _F32 = 0
 _STRING, _ARRAY = 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _ALIGNMENT_KEY = "general.alignment"
+_LONGEST = 1 << 28  # bytes of one text or norm; a damaged length would ask for more memory than there is
 
 
-def _norms(data: mmap.mmap) -> dict[str, Array]:
-    magic, version, tensors, entries = struct.unpack_from("<4sIQQ", data, 0)
+def _norms(file: BinaryIO) -> dict[str, Array]:
+    magic, version, tensors, entries = _read(file, "4sIQQ")
     if magic != b"GGUF" or version not in (2, 3):
         raise ValueError(f"it begins with {magic!r}, version {version}")
-    place, alignment = 24, 32
+    alignment = 32
     for _ in range(entries):
-        key, place = _text(data, place)
-        (kind,) = struct.unpack_from("<I", data, place)
+        key = _text(file)
+        (kind,) = _read(file, "I")
         if key == _ALIGNMENT_KEY:
-            (alignment,) = struct.unpack_from("<I", data, place + 4)
-        place = _skipped(data, place + 4, kind)
+            (alignment,) = _read(file, "I")
+        else:
+            _skip(file, kind)
     found: dict[str, tuple[int, int]] = {}
     for _ in range(tensors):
-        name, place = _text(data, place)
-        (dimensions,) = struct.unpack_from("<I", data, place)
-        sizes = struct.unpack_from(f"<{dimensions}Q", data, place + 4)
-        kind, offset = struct.unpack_from("<IQ", data, place + 4 + 8 * dimensions)
-        place += 16 + 8 * dimensions
+        name = _text(file)
+        (dimensions,) = _read(file, "I")
+        sizes = _read(file, f"{dimensions}Q")
+        kind, offset = _read(file, "IQ")
         if name.endswith(_NORM) and kind == _F32 and dimensions == 1:
             found[name] = (offset, sizes[0])
-    start = -(-place // alignment) * alignment
-    return {name: np.frombuffer(data, "<f4", size, start + offset).copy() for name, (offset, size) in found.items()}
+    start = -(-file.tell() // alignment) * alignment
+    return {name: _vector(file, start + offset, size) for name, (offset, size) in found.items()}
 
 
-def _text(data: mmap.mmap, place: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", data, place)
-    end = place + 8 + length
-    return data[place + 8 : end].decode("utf-8"), end
+def _vector(file: BinaryIO, place: int, size: int) -> Array:
+    file.seek(place)
+    return np.frombuffer(_bytes(file, 4 * size), "<f4")
 
 
-def _skipped(data: mmap.mmap, place: int, kind: int) -> int:
-    """The place behind a value of the kind."""
+def _read(file: BinaryIO, form: str) -> tuple[Any, ...]:
+    """The next values, little-endian and without gaps."""
+    form = "<" + form
+    return struct.unpack(form, _bytes(file, struct.calcsize(form)))
+
+
+def _bytes(file: BinaryIO, size: int) -> bytes:
+    if size > _LONGEST:
+        raise ValueError(f"it has a value of {size} bytes")
+    data = file.read(size)
+    if len(data) < size:
+        raise ValueError("it ends too early")
+    return data
+
+
+def _text(file: BinaryIO) -> str:
+    (length,) = _read(file, "Q")
+    return _bytes(file, length).decode("utf-8")
+
+
+def _skip(file: BinaryIO, kind: int) -> None:
+    """Go on behind a value of the kind."""
+    count = 1
+    if kind == _ARRAY:
+        kind, count = _read(file, "IQ")
     if kind == _STRING:
-        return place + 8 + int(struct.unpack_from("<Q", data, place)[0])
-    if kind != _ARRAY:
-        return place + _SIZES[kind]
-    inner, count = struct.unpack_from("<IQ", data, place)
-    place += 12
-    if inner in _SIZES:
-        return place + _SIZES[inner] * int(count)
-    for _ in range(count):
-        place = _skipped(data, place, inner)
-    return place
+        for _ in range(count):
+            _bytes(file, *_read(file, "Q"))
+    else:
+        file.seek(_SIZES[kind] * count, os.SEEK_CUR)

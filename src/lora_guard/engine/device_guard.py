@@ -5,7 +5,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lora_guard import files, norms
+from lora_guard import files
 from lora_guard.artifact import SPEC_FILE, GuardSpec, read_spec
 from lora_guard.default_model import DEFAULT, cache_folder, packaged
 from lora_guard.engine.llama_cpp import Adapter, Model
@@ -40,7 +40,7 @@ def load(
     model = checked_model(spec, folder, base or spec.base.name, allow_other_base=allow_other_base)
     read = bundle.read(folder if spec.form == "llama-cpp" else _cached(folder, model))
     # Norms are alike in every quantisation; the sizes differ.
-    fingerprint = f"gguf:{norms.of_gguf(model.path)}:{model.path.stat().st_size}"
+    fingerprint = f"gguf:{model.norms}:{model.path.stat().st_size}"
     return read.spec, engine(read, model), None, fingerprint
 
 
@@ -75,7 +75,7 @@ def checked_model(spec: GuardSpec, folder: Path, base: str, *, allow_other_base:
         raise ArtifactError(
             f"{folder} does not say how to recognise its base in a GGUF file; run: lora-guard export --guard {folder}"
         )
-    if spec.base.norms != norms.of_gguf(model.path) and not allow_other_base:
+    if spec.base.norms != model.norms and not allow_other_base:
         raise ArtifactError(
             f"{folder} was trained on {spec.base.name!r}, and {str(model.path)!r} has other norms than that; "
             "allowed: the same model in any quantisation, or --allow-other-base"
@@ -133,15 +133,14 @@ def shape_of(model: Model) -> BaseShape:
 
 def _cached(guard: Path, model: Model) -> Path:
     """The bundle of a guard folder in the user's cache."""
-    found = norms.of_gguf(model.path)
-    key = hashlib.sha256((guard / SPEC_FILE).read_bytes() + found.encode()).hexdigest()
+    key = hashlib.sha256((guard / SPEC_FILE).read_bytes() + model.norms.encode()).hexdigest()
     folder = cache_folder() / "bundles" / f"{_BUNDLE_VERSION}-{key[:16]}"
     if not (folder / SPEC_FILE).is_file():
         with files.writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not (folder / SPEC_FILE).is_file():
-                bundle.write(folder, guard, shape_of(model), norms=found)
+                bundle.write(folder, guard, shape_of(model), norms=model.norms)
     return folder
 
 

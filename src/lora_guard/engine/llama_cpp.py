@@ -5,12 +5,14 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_guard import norms
 from lora_guard.errors import ArtifactError, ModelError, ResourceError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ Array = NDArray[np.float32]
 
 F32 = 0
 """llama.cpp's file type of a model with all weights in fp32."""
+
+PASS_TOKENS = 512
+"""llama.cpp reads more tokens than these in several passes."""
 
 
 class Part(NamedTuple):
@@ -74,6 +79,11 @@ class Model:
         self.hidden_size = int(llama.llama_model_n_embd(self.handle))
         self.context = int(llama.llama_model_n_ctx_train(self.handle))
         self.file_type = int(llama.llama_model_ftype(self.handle))
+
+    @cached_property
+    def norms(self) -> str:
+        """:func:`lora_guard.norms.of_gguf` of the file, by which a guard recognises its chat model."""
+        return norms.of_gguf(self.path)
 
     def meta(self, key: str) -> str | None:
         """A value of the file's metadata as text; None when the file has none of that key."""
@@ -166,7 +176,7 @@ class Context:
         params = llama.llama_context_default_params()
         params.n_ctx = tokens
         params.n_batch = tokens
-        params.n_ubatch = min(tokens, _TOKENS_AT_ONCE)
+        params.n_ubatch = min(tokens, PASS_TOKENS)
         params.n_seq_max = sequences
         params.n_outputs_max = max(outputs, sequences)  # llama.cpp aborts the process on fewer
         params.n_threads = params.n_threads_batch = threads
@@ -276,7 +286,6 @@ def threads() -> int:
 
 
 _PIECE = 64
-_TOKENS_AT_ONCE = 512
 _WARNING = 3
 
 _lines: list[str] = []
