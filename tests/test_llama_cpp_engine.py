@@ -98,6 +98,23 @@ def test_judgements_at_every_position_change_no_token_and_no_bit_of_the_logits(
     assert judged == [plain, plain]
 
 
+def test_a_long_text_makes_way_between_the_passes_that_llama_cpp_makes_of_it(
+    guards: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_guard.engine.llama_cpp import Part
+
+    for module in ("llama_cpp", "llama_cpp_engine"):
+        monkeypatch.setattr(f"lora_guard.engine.{module}.PASS_TOKENS", 64)
+    device = guards[1]
+    ids = [5 + number % 90 for number in range(3 * 64 + 40)]
+    session, scores = device.session(), []
+    whole = session._new_context()
+    whole.read([Part(0, 0, ids)])
+    session.append(ids, between=lambda: scores.append(device.moderate(ANSWER)))
+    assert session.logits.tobytes() == whole.logits().tobytes()
+    assert scores == [device.moderate(ANSWER)] * 3
+
+
 def test_sessions_side_by_side_are_each_bit_for_bit_what_they_are_alone(guards: Pair) -> None:
     device = guards[1]
     texts = [PROMPT, Conversation.of("Why?"), Conversation.of("What is the sky made of, and who says so?")]

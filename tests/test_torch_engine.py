@@ -57,6 +57,21 @@ def test_judgements_at_every_position_change_no_token_and_no_logit(
     assert judged == [plain, plain]
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_passes_between_the_layers_of_another_change_no_bit_of_either(architecture: str, tmp_path: Path) -> None:
+    guard = Guard.load(tiny_guard_folder(tmp_path, architecture), precision="fp32")
+    ids, _ = guard.engine.renderer.chat(PROMPT)
+    other = guard.session()
+    other.append(ids)
+    plain, verdict = other.logits, guard.moderate(PROMPT)
+    session, found = guard.session(), []
+    session.append(ids, between=lambda: found.append((other.judge("prompt"), guard.moderate(PROMPT))))
+    assert torch.equal(session.logits, plain)
+    assert session.judge("prompt") == other.judge("prompt")
+    layers = guard.engine.model.base.config.get_text_config().num_hidden_layers
+    assert found == [(other.judge("prompt"), verdict)] * layers
+
+
 @pytest.mark.parametrize("kind", ["lora", "alora"])
 def test_a_judgement_never_reads_a_prefix_twice(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guard = Guard.load(tiny_guard_folder(tmp_path, adapter_kind=kind), precision="fp32")

@@ -144,6 +144,36 @@ def test_moderation_does_not_wait_for_a_chat_nor_stop_it(server: Running, guard:
         assert chat.result().json()["choices"][0]["message"]["content"] == end.response
 
 
+def test_moderation_does_not_wait_while_a_prompt_is_read(guard: Guard, monkeypatch: Any) -> None:
+    reading, arrived = threading.Event(), threading.Event()
+    done: list[str] = []
+    read, score = guard.engine.next_logits, guard.engine.score_windows  # type: ignore[attr-defined]
+
+    def next_logits(ids: Any, cache: Any, between: Any = None) -> Any:
+        if between:
+            reading.set()
+            arrived.wait(60)
+        logits = read(ids, cache, between)
+        done.append("read")
+        return logits
+
+    monkeypatch.setattr(guard.engine, "next_logits", next_logits)
+    monkeypatch.setattr(guard.engine, "score_windows", lambda rows: done.append("judged") or score(rows))
+    *_, end = guard.chat(Conversation.of("Hello"), max_tokens=20)
+    assert isinstance(end, ChatEnd)
+    done.clear()
+    with serving(guard) as server, ThreadPoolExecutor(2) as clients:
+        chat = clients.submit(server.post, "/v1/chat/completions", asked("Hello"))
+        assert reading.wait(60)
+        moderation = clients.submit(server.post, "/v1/moderations", {"input": "Hello"})
+        until(lambda: server.metric("queue_depth") == 2)
+        arrived.set()
+        score_then = moderation.result().json()["results"][0]["score"]
+        assert chat.result().json()["choices"][0]["message"]["content"] == end.response
+    assert done[:2] == ["judged", "read"]
+    assert score_then == pytest.approx(guard.moderate(Conversation.of("Hello")).score, abs=1e-5)
+
+
 def test_a_full_queue_says_when_to_try_again(guard: Guard, monkeypatch: Any) -> None:
     held = threading.Event()
     score = guard.engine.score_windows

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_guard.conversation import Conversation, Target
-from lora_guard.engine.llama_cpp import Adapter, Context, Model, Part, threads
+from lora_guard.engine.llama_cpp import PASS_TOKENS, Adapter, Context, Model, Part, threads
 from lora_guard.engine.llama_cpp_text import decoder, renderer
 from lora_guard.engine.session import Session, check_judged, check_rewind, check_room, check_sampling
 from lora_guard.errors import InputError
@@ -226,20 +226,29 @@ class LlamaCppSession:
         if not self._ids:
             raise InputError("the session is empty; append the conversation's tokens first")
         if self._logits is None or self._read < len(self._ids):
-            with self._engine.lock:
-                self._chat.read([Part(_CHAT, self._read, self._ids[self._read :])])
-                self._logits = self._chat.logits()
-            self._read = len(self._ids)
+            self._logits = self._next_logits()
         return self._logits
 
-    def append(self, token_ids: Sequence[int]) -> None:
-        """Generation path: extend the conversation."""
+    def _next_logits(self, between: Callable[[], None] | None = None) -> Array:
+        """Read what the generation path has not read yet, in the pieces that llama.cpp would make of it anyway."""
+        while True:
+            piece = self._ids[self._read : self._read + PASS_TOKENS]
+            with self._engine.lock:
+                self._chat.read([Part(_CHAT, self._read, piece)])
+                self._read += len(piece)
+                if self._read == len(self._ids):
+                    return self._chat.logits()
+            if between:
+                between()
+
+    def append(self, token_ids: Sequence[int], *, between: Callable[[], None] | None = None) -> None:
+        """Generation path: extend the conversation (see :class:`lora_guard.engine.session.Session`)."""
         check_room(self.position, len(token_ids), self._engine.context)
         if token_ids:
             if self._ids:
                 _ = self.logits  # a sampled token is read alone, whether or not a judgement comes before this call
             self._ids.extend(token_ids)
-            _ = self.logits
+            self._logits = self._next_logits(between)
 
     def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
         """Generation path: choose the next token, extend the conversation by it and return it."""

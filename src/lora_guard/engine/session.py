@@ -22,8 +22,13 @@ class Session(Protocol):
         """How many tokens the conversation holds."""
         ...
 
-    def append(self, token_ids: Sequence[int]) -> None:
+    def append(self, token_ids: Sequence[int], *, between: Callable[[], None] | None = None) -> None:
         """Generation path: extend the conversation.
+
+        Args:
+            token_ids: of the new text.
+            between: called now and then while they are read, where other passes may run, of other sessions or of no
+                session, without a bit of this one changing.
 
         Raises:
             InputError: the conversation would be longer than the model's context.

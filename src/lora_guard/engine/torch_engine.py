@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lora_guard import adapter
 from lora_guard.attention import over_prefixes
@@ -99,9 +100,16 @@ class TorchEngine:
                 done=done,
             )
 
-    def next_logits(self, token_ids: Sequence[int], cache: KVCache) -> Tensor:
-        """Generation path, adapter off: extend the cache by the ids; the logits ``[vocabulary]`` behind the last."""
-        with self._pass(adapter_on=False, what=f"{len(token_ids)} tokens behind {cache.get_seq_length()}"):
+    def next_logits(
+        self, token_ids: Sequence[int], cache: KVCache, between: Callable[[], None] | None = None
+    ) -> Tensor:
+        """Generation path, adapter off: extend the cache by the ids; the logits ``[vocabulary]`` behind the last.
+
+        ``between`` is called before each decoder layer: cut there, a pass of many tokens makes way for others and gives
+        the same bits, which it would not if its tokens were read in several passes.
+        """
+        what = f"{len(token_ids)} tokens behind {cache.get_seq_length()}"
+        with self._pass(adapter_on=False, what=what), _before_layers(self.model.base, between):
             ids = torch.tensor([list(token_ids)], device=self.device)
             output = self.model.base(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             return cast(Tensor, output.logits[0, -1])
@@ -214,14 +222,14 @@ class TorchSession:
         """Accept the next-token logits ``[vocabulary]`` of a step that the engine took for several sessions."""
         self._logits = logits
 
-    def append(self, token_ids: Sequence[int]) -> None:
-        """Generation path: extend the conversation."""
+    def append(self, token_ids: Sequence[int], *, between: Callable[[], None] | None = None) -> None:
+        """Generation path: extend the conversation (see :class:`lora_guard.engine.session.Session`)."""
         check_room(self.position, len(token_ids), self._engine.base.context)
         if token_ids:
             if self._ids:
                 _ = self.logits  # a sampled token is read alone, whether or not a judgement comes before this call
             self._ids.extend(token_ids)
-            _ = self.logits
+            self._logits = self._engine.next_logits(self.pending, self.cache, between)
 
     def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
         """Generation path: choose the next token, extend the conversation by it and return it."""
@@ -258,6 +266,29 @@ class TorchSession:
             self.cache.truncate(max(0, position - 1))
             self._logits = None
         self._judged.truncate(position)
+
+
+@contextmanager
+def _before_layers(model: PreTrainedModel, call: Callable[[], None] | None) -> Iterator[None]:
+    """For the block, call a function before each decoder layer of the pass; None costs nothing."""
+    under_way = False
+
+    def hook(*_: object) -> None:
+        nonlocal under_way
+        if call is not None and not under_way:  # the passes that it runs go through the same layers
+            under_way = True
+            try:
+                call()
+            finally:
+                under_way = False
+
+    layers = [] if call is None else cast(Any, model).get_decoder().layers
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _torch_session(session: Session) -> TorchSession:

@@ -87,6 +87,10 @@ def highest(windows: Iterable[GuardLogits]) -> GuardLogits:
     return GuardLogits.highest([[window.harmful, *window.categories] for window in windows])
 
 
+Row = tuple[int, int, list[int]]
+"""A row of a moderation request: the place of its conversation, that of the form among the conversation's, the ids."""
+
+
 @dataclass(eq=False)
 class ScoreJob:
     """A moderation request: the rows of all its conversations, and the logits that are known."""
@@ -96,8 +100,8 @@ class ScoreJob:
     targets: Sequence[Target]
     channel: Channel[list[GuardLogits]]
     max_tokens: int
-    rows: deque[tuple[int, int, list[int]]] = field(default_factory=deque)
-    """Rows not judged yet, each with the place of its conversation and that of the form among the conversation's."""
+    rows: deque[Row] = field(default_factory=deque)
+    """Not judged yet."""
     found: list[list[list[GuardLogits]]] = field(default_factory=list)
     """Of each conversation, of each of its forms: the logits of its windows."""
     tokens: int = 0
@@ -106,6 +110,26 @@ class ScoreJob:
     def results(self) -> list[GuardLogits]:
         """One for each conversation: the higher of its forms, each the highest of its windows."""
         return [reduce(GuardLogits.or_higher, map(highest, forms)) for forms in self.found]
+
+
+def next_rows(jobs: deque[ScoreJob], most: int) -> list[tuple[ScoreJob, Row]]:
+    """Take rows of one guard to judge together: at most ``most`` padded tokens, or one longer row.
+
+    The requests of the first one's guard give a row each in turn; the first moves to the queue's end.
+    """
+    jobs.rotate(-1)
+    order = [jobs[-1], *list(jobs)[:-1]] if jobs else []
+    order = [job for job in order if job.rows and job.guard is order[0].guard]
+    batch: list[tuple[ScoreJob, Row]] = []
+    longest = 0
+    while order:
+        for job in order:
+            longest = max(longest, len(job.rows[0][-1]))
+            if batch and longest * (len(batch) + 1) > most:
+                return batch
+            batch.append((job, job.rows.popleft()))
+        order = [job for job in order if job.rows]
+    return batch
 
 
 @dataclass(eq=False)

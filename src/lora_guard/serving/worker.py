@@ -13,7 +13,7 @@ from lora_guard.errors import BusyError, DeadlineError, GuardError, InputError, 
 from lora_guard.guard import Guard
 from lora_guard.normalise import forms
 from lora_guard.serving.config import ServeConfig
-from lora_guard.serving.job import ChatJob, Judging, ScoreJob, highest
+from lora_guard.serving.job import ChatJob, Judging, ScoreJob, highest, next_rows
 from lora_guard.serving.metrics import Metrics
 from lora_guard.verdict import GuardLogits
 
@@ -58,8 +58,8 @@ class Worker:
         self._chats: list[ChatJob] = []
         self._turn: deque[ChatJob] = deque()
         """Chats that have yet to move in this round."""
-        self._owed = 0.0
-        """Seconds of the engine that moderation took and chats have not had since."""
+        self._chats_until = 0.0
+        """When chats have had as much time as moderation took before."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         metrics.queue_depth.set_function(lambda: self._shared.jobs)
 
@@ -125,13 +125,18 @@ class Worker:
                 if shared.closing:
                     return False
                 shared.lock.wait()
-            taken = [shared.inbox.popleft() for _ in range(len(shared.inbox))]
+        self._take()
+        return True
+
+    def _take(self) -> None:
+        """Take in what came."""
+        with self._shared.lock:
+            taken = [self._shared.inbox.popleft() for _ in range(len(self._shared.inbox))]
         for job in taken:
             if isinstance(job, ChatJob):
                 self._waiting.append(job)
             else:
                 self._scores.append(job)
-        return True
 
     def _work(self) -> None:
         """One pass of an engine, or none where requests only have to be dropped."""
@@ -139,13 +144,18 @@ class Worker:
         self._release()
         while self._waiting and len(self._chats) < self._config.chats:
             self._chats.append(self._waiting.popleft())
-        begun = time.monotonic()
-        if self._scores and (not self._chats or self._owed <= 0):
+        if self._scores and (not self._chats or time.monotonic() >= self._chats_until):
             self._score()
-            self._owed = time.monotonic() - begun if self._chats else 0.0
         elif self._chats:
             self._chat()
-            self._owed = max(0.0, self._owed - (time.monotonic() - begun))
+
+    def _make_way(self) -> None:
+        """Within a pass that reads a long prompt: let moderation requests go first, as between passes."""
+        self._take()
+        if self._scores and time.monotonic() >= self._chats_until:
+            self._shared.busy_since = time.monotonic()
+            self._score()
+            self._shared.busy_since = time.monotonic()
 
     def _drop_dead(self) -> None:
         """Forget requests that nobody waits for any more or whose deadline is over."""
@@ -199,10 +209,11 @@ class Worker:
         """Judge a batch of rows, one of each request in turn."""
         if not self._chats and self._config.batch_wait and not self._scores[0].found:
             time.sleep(self._config.batch_wait)
-            self._wait()
+            self._take()
+        begun = time.monotonic()
         for job in [job for job in self._scores if not job.found]:
             self._open(job)
-        batch = self._next_rows()
+        batch = next_rows(self._scores, self._config.batch_tokens)
         if not batch:
             return
         for job in {id(job): job for job, _ in batch}.values():
@@ -222,6 +233,8 @@ class Worker:
         for job in [job for job in self._scores if not job.rows]:
             job.channel.send(job.results())
             self._end(job)
+        now = time.monotonic()
+        self._chats_until = now + (now - begun)
 
     def _open(self, job: ScoreJob) -> None:
         """Render a request's conversations to rows."""
@@ -238,26 +251,6 @@ class Worker:
             job.found = found
         except Exception as error:
             self._end(job, error)
-
-    def _next_rows(self) -> list[tuple[ScoreJob, tuple[int, int, list[int]]]]:
-        """Rows of one guard, of at most the batch's padded tokens, or one longer row; its requests in turn."""
-        batch: list[tuple[ScoreJob, tuple[int, int, list[int]]]] = []
-        longest = 0
-        for job in self._turns():
-            longest = max(longest, len(job.rows[0][-1]))
-            if batch and longest * (len(batch) + 1) > self._config.batch_tokens:
-                break
-            batch.append((job, job.rows.popleft()))
-        return batch
-
-    def _turns(self) -> "list[ScoreJob]":
-        """The first request and those of its guard, in the order of their rows' turns; it moves to the queue's end."""
-        self._scores.rotate(-1)
-        order = [self._scores[-1], *list(self._scores)[:-1]] if self._scores else []
-        order = [job for job in order if job.guard is order[0].guard]
-        most = max((len(job.rows) for job in order), default=0)
-        most = min(most, self._config.batch_tokens)
-        return [job for turn in range(most) for job in order if len(job.rows) > turn]
 
     def _judged(self, guard: Guard, rows: Sequence[list[int]]) -> list[GuardLogits | None]:
         """The logits of each row; None where the guard fails on that row, alone as in the batch."""
@@ -301,7 +294,7 @@ class Worker:
         try:
             session = job.guard.engine.session(seed=job.seed)
             ids, prompt_end = job.guard.engine.renderer.chat(job.conversation)
-            session.append(ids)
+            session.append(ids, between=self._make_way)
             if job.settings.mode_of("prompt") != "off":
                 for form in forms(job.conversation)[1:]:
                     job.normalised = job.guard.engine.windows(form, "prompt")
