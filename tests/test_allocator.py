@@ -5,14 +5,16 @@ import sys
 
 import pytest
 
-from lora_guard.allocator import keep_freed_memory
+from lora_guard.allocator import keep_freed_memory, return_freed_memory
 
 # Blocks of the sizes of a forward pass, each freed before the next: their pages must not be faulted in anew each time.
 PROGRAM = """
 import resource, sys
-from lora_guard.allocator import keep_freed_memory
-if sys.argv[1] == "kept":
+from lora_guard.allocator import keep_freed_memory, return_freed_memory
+if sys.argv[1] != "glibc's":
     assert keep_freed_memory({})
+if sys.argv[1] == "returned":
+    assert return_freed_memory({})
 import torch
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 before = faults()
@@ -30,9 +32,15 @@ def faults(how: str) -> int:
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     if not keep_freed_memory({}):
         pytest.skip("no glibc")
-    assert faults("kept") * 2 < faults("given back")
+    assert faults("kept") * 2 < faults("glibc's")
+
+
+def test_freed_memory_leaves_the_process_even_if_it_was_kept_before() -> None:
+    if not return_freed_memory({}):
+        pytest.skip("no glibc")
+    assert faults("kept") * 2 < faults("returned")
 
 
 def test_a_variable_of_the_users_is_left_alone() -> None:
     named = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), "1")
-    assert keep_freed_memory(named) or not sys.platform.startswith("linux")
+    assert (keep_freed_memory(named) and return_freed_memory(named)) or not sys.platform.startswith("linux")

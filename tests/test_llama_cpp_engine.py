@@ -107,10 +107,11 @@ def test_a_long_text_makes_way_between_the_passes_that_llama_cpp_makes_of_it(
         monkeypatch.setattr(f"lora_guard.engine.{module}.PASS_TOKENS", 64)
     device = guards[1]
     ids = [5 + number % 90 for number in range(3 * 64 + 40)]
-    session, scores = device.session(), []
+    scores: list[object] = []
+    session = device.engine.session(between=lambda: scores.append(device.moderate(ANSWER)))
     whole = session._new_context()
     whole.read([Part(0, 0, ids)])
-    session.append(ids, between=lambda: scores.append(device.moderate(ANSWER)))
+    session.append(ids)
     assert session.logits.tobytes() == whole.logits().tobytes()
     assert scores == [device.moderate(ANSWER)] * 3
 

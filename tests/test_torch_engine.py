@@ -64,12 +64,17 @@ def test_passes_between_the_layers_of_another_change_no_bit_of_either(architectu
     other = guard.session()
     other.append(ids)
     plain, verdict = other.logits, guard.moderate(PROMPT)
-    session, found = guard.session(), []
-    session.append(ids, between=lambda: found.append((other.judge("prompt"), guard.moderate(PROMPT))))
+    found: list[object] = []
+    session = guard.engine.session(
+        between=lambda: found.append((other.judge("prompt", len(ids)), guard.moderate(PROMPT)))
+    )
+    session.append(ids)
     assert torch.equal(session.logits, plain)
     assert session.judge("prompt") == other.judge("prompt")
+    assert session.sample() == other.sample()
+    assert torch.equal(session.logits, other.logits)
     layers = guard.engine.model.base.config.get_text_config().num_hidden_layers
-    assert found == [(other.judge("prompt"), verdict)] * layers
+    assert found == [(other.judge("prompt", len(ids)), verdict)] * (2 * layers)
 
 
 @pytest.mark.parametrize("kind", ["lora", "alora"])

@@ -1,11 +1,13 @@
 """Loads a guard on a GGUF chat model into the llama.cpp engine, without torch: a bundle, or a guard folder at once."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from filelock import FileLock
 
 from lora_guard import files
+from lora_guard.allocator import return_freed_memory
 from lora_guard.artifact import SPEC_FILE, GuardSpec, read_spec
 from lora_guard.default_model import DEFAULT, cache_folder, packaged
 from lora_guard.engine.llama_cpp import Adapter, Model
@@ -36,6 +38,7 @@ def load(
         ModelError: the file cannot be read.
         ResourceError: the cache cannot be written, or no memory.
     """
+    return_freed_memory(os.environ)
     spec = read_spec(folder)
     model = checked_model(spec, folder, base or spec.base.name, allow_other_base=allow_other_base)
     read = bundle.read(folder if spec.form == "llama-cpp" else _cached(folder, model))

@@ -58,7 +58,8 @@ class LlamaCppEngine:
         heads: map features to logits.
         invocation: the text that the guard reads behind a judged prefix.
         max_length: tokens of one judged window in :meth:`score`.
-        context: the longest conversation of a session, in tokens; its memory is taken when a session begins.
+        context: tokens of a session, the invocation behind its conversation among them; their memory is taken when it
+            begins.
     """
 
     def __init__(
@@ -79,16 +80,17 @@ class LlamaCppEngine:
         self.renderer: Renderer = renderer(model)
         self.stop_tokens = model.end_tokens()
         self.invocation = self.renderer.template_ids(invocation)
-        self.context = min(context, model.context)
+        self.context = min(context, model.context) - len(self.invocation)
+        """The longest conversation of a session, in tokens."""
         self.lock = threading.RLock()
         self._invocation_text = invocation
         self._max_length = max_length
         self._bulk: Context | None = None
         self._bulk_lock = threading.RLock()
 
-    def session(self, *, seed: int = 0) -> "LlamaCppSession":
-        """A new, empty conversation; ``seed`` drives its sampling."""
-        return LlamaCppSession(self, seed)
+    def session(self, *, seed: int = 0, between: Callable[[], None] | None = None) -> "LlamaCppSession":
+        """A new, empty conversation (see :class:`lora_guard.engine.session.Engine`)."""
+        return LlamaCppSession(self, seed, between)
 
     def decoder(self) -> Callable[[int], str]:
         """A streaming detokenizer; control tokens yield no text, an unfinished UTF-8 sequence yields none yet."""
@@ -199,8 +201,9 @@ class LlamaCppEngine:
 class LlamaCppSession:
     """A conversation in llama.cpp (see :class:`lora_guard.engine.session.Session`)."""
 
-    def __init__(self, engine: LlamaCppEngine, seed: int) -> None:
+    def __init__(self, engine: LlamaCppEngine, seed: int, between: Callable[[], None] | None) -> None:
         self._engine = engine
+        self._between = between
         self._ids: list[int] = []
         self._chat = self._new_context()
         self._read = 0  # tokens of the conversation that the generation path has read
@@ -229,7 +232,7 @@ class LlamaCppSession:
             self._logits = self._next_logits()
         return self._logits
 
-    def _next_logits(self, between: Callable[[], None] | None = None) -> Array:
+    def _next_logits(self) -> Array:
         """Read what the generation path has not read yet, in the pieces that llama.cpp would make of it anyway."""
         while True:
             piece = self._ids[self._read : self._read + PASS_TOKENS]
@@ -238,17 +241,17 @@ class LlamaCppSession:
                 self._read += len(piece)
                 if self._read == len(self._ids):
                     return self._chat.logits()
-            if between:
-                between()
+            if self._between is not None:
+                self._between()
 
-    def append(self, token_ids: Sequence[int], *, between: Callable[[], None] | None = None) -> None:
-        """Generation path: extend the conversation (see :class:`lora_guard.engine.session.Session`)."""
+    def append(self, token_ids: Sequence[int]) -> None:
+        """Generation path: extend the conversation."""
         check_room(self.position, len(token_ids), self._engine.context)
         if token_ids:
             if self._ids:
                 _ = self.logits  # a sampled token is read alone, whether or not a judgement comes before this call
             self._ids.extend(token_ids)
-            self._logits = self._next_logits(between)
+            _ = self.logits
 
     def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
         """Generation path: choose the next token, extend the conversation by it and return it."""

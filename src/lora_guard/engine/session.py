@@ -22,13 +22,8 @@ class Session(Protocol):
         """How many tokens the conversation holds."""
         ...
 
-    def append(self, token_ids: Sequence[int], *, between: Callable[[], None] | None = None) -> None:
+    def append(self, token_ids: Sequence[int]) -> None:
         """Generation path: extend the conversation.
-
-        Args:
-            token_ids: of the new text.
-            between: called now and then while they are read, where other passes may run, of other sessions or of no
-                session, without a bit of this one changing.
 
         Raises:
             InputError: the conversation would be longer than the model's context.
@@ -79,8 +74,14 @@ class Engine(Protocol):
         """Token ids that end an answer."""
         ...
 
-    def session(self, *, seed: int = 0) -> Session:
-        """A new, empty conversation; ``seed`` drives its sampling."""
+    def session(self, *, seed: int = 0, between: Callable[[], None] | None = None) -> Session:
+        """A new, empty conversation.
+
+        Args:
+            seed: drives its sampling.
+            between: called now and then within the passes of its generation path, where other passes may run, of other
+                sessions or of none, without a bit of this one changing.
+        """
         ...
 
     def decode(self, sessions: Sequence[Session], *, batch: bool = False) -> None:

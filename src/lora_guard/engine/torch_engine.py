@@ -57,9 +57,9 @@ class TorchEngine:
         self._tokens_per_batch = tokens_per_batch
         self._left = False
 
-    def session(self, *, seed: int = 0) -> "TorchSession":
-        """A new, empty conversation; ``seed`` drives its sampling."""
-        return TorchSession(self, seed)
+    def session(self, *, seed: int = 0, between: Callable[[], None] | None = None) -> "TorchSession":
+        """A new, empty conversation (see :class:`lora_guard.engine.session.Engine`)."""
+        return TorchSession(self, seed, between)
 
     def decoder(self) -> Callable[[int], str]:
         """A streaming detokenizer; control tokens yield no text, an unfinished UTF-8 sequence yields none yet."""
@@ -105,8 +105,8 @@ class TorchEngine:
     ) -> Tensor:
         """Generation path, adapter off: extend the cache by the ids; the logits ``[vocabulary]`` behind the last.
 
-        ``between`` is called before each decoder layer: cut there, a pass of many tokens makes way for others and gives
-        the same bits, which it would not if its tokens were read in several passes.
+        ``between`` is called before each decoder layer: cut there, a pass makes way for others and gives the same bits,
+        which it would not if its tokens were read in several passes.
         """
         what = f"{len(token_ids)} tokens behind {cache.get_seq_length()}"
         with self._pass(adapter_on=False, what=what), _before_layers(self.model.base, between):
@@ -187,8 +187,9 @@ class TorchSession:
     and so a second cache, which grows by what was said since the last judgement.
     """
 
-    def __init__(self, engine: TorchEngine, seed: int) -> None:
+    def __init__(self, engine: TorchEngine, seed: int, between: Callable[[], None] | None) -> None:
         self._engine = engine
+        self._between = between
         self.cache = KVCache(engine.model.base.config)
         self._judged = KVCache(engine.model.base.config) if engine.model.kind == "lora" else self.cache
         self._ids: list[int] = []
@@ -210,7 +211,7 @@ class TorchSession:
         if not self._ids:
             raise InputError("the session is empty; append the conversation's tokens first")
         if self.pending or self._logits is None:
-            self._logits = self._engine.next_logits(self.pending, self.cache)
+            self._logits = self._engine.next_logits(self.pending, self.cache, self._between)
         return self._logits
 
     @property
@@ -222,14 +223,14 @@ class TorchSession:
         """Accept the next-token logits ``[vocabulary]`` of a step that the engine took for several sessions."""
         self._logits = logits
 
-    def append(self, token_ids: Sequence[int], *, between: Callable[[], None] | None = None) -> None:
-        """Generation path: extend the conversation (see :class:`lora_guard.engine.session.Session`)."""
+    def append(self, token_ids: Sequence[int]) -> None:
+        """Generation path: extend the conversation."""
         check_room(self.position, len(token_ids), self._engine.base.context)
         if token_ids:
             if self._ids:
                 _ = self.logits  # a sampled token is read alone, whether or not a judgement comes before this call
             self._ids.extend(token_ids)
-            self._logits = self._engine.next_logits(self.pending, self.cache, between)
+            _ = self.logits
 
     def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
         """Generation path: choose the next token, extend the conversation by it and return it."""

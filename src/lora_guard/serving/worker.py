@@ -150,7 +150,7 @@ class Worker:
             self._chat()
 
     def _make_way(self) -> None:
-        """Within a pass that reads a long prompt: let moderation requests go first, as between passes."""
+        """Within a chat's pass: let moderation requests go first, as between passes."""
         self._take()
         if self._scores and time.monotonic() >= self._chats_until:
             self._shared.busy_since = time.monotonic()
@@ -292,9 +292,9 @@ class Worker:
     def _begin(self, job: ChatJob) -> None:
         """Read the prompt."""
         try:
-            session = job.guard.engine.session(seed=job.seed)
+            session = job.guard.engine.session(seed=job.seed, between=self._make_way)
             ids, prompt_end = job.guard.engine.renderer.chat(job.conversation)
-            session.append(ids, between=self._make_way)
+            session.append(ids)
             if job.settings.mode_of("prompt") != "off":
                 for form in forms(job.conversation)[1:]:
                     job.normalised = job.guard.engine.windows(form, "prompt")
