@@ -30,7 +30,7 @@ app = typer.Typer(
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-GuardOption = Annotated[str, typer.Option(help="default, a guard or run folder, or a hub id.")]
+GuardOption = Annotated[str, typer.Option(help="default, commercial, a guard or run folder, or a hub id.")]
 BaseOption = Annotated[
     str | None, typer.Option(help="Base model: a hub id, folder or .gguf file; the guard's own when absent.")
 ]

@@ -17,8 +17,8 @@ from lora_guard.progress import in_wholes
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
 
-SHIPPED = {"default": "smollm2-135m-alora"}
-"""The guards in the package, by what callers name them."""
+SHIPPED = {"default": "smollm2-135m-alora", "commercial": "smollm2-135m-commercial"}
+"""The guards in the package, by what callers name them; the second is for commercial use too."""
 
 EngineName = Literal["torch", "llama-cpp"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
@@ -71,7 +71,8 @@ class Guard:
         """Load a guard and the chat model it was trained for.
 
         Args:
-            guard: ``default`` (ships in the package), a guard or run folder, a bundle for llama.cpp, or a hub id.
+            guard: ``default`` or ``commercial``, which ship in the package, a guard or run folder, a bundle for
+                llama.cpp, or a hub id.
             on: a guard on the torch engine whose chat model this one shares; it may be at work meanwhile.
             base: another place of the base model than the guard names: a hub id, a folder or a .gguf file.
             allow_other_base: accept a base whose weights differ from those the guard was trained on; scores then mean
@@ -306,7 +307,7 @@ def engine_name(name: str) -> EngineName:
 
 
 def find(guard: str | Path) -> Path:
-    """The folder of a guard: ``default``, a guard or run folder, or a hub id.
+    """The folder of a guard: ``default``, ``commercial``, a guard or run folder, or a hub id.
 
     Raises:
         ArtifactError: there is none.
@@ -324,5 +325,5 @@ def find(guard: str | Path) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(
-            f"guard {str(guard)!r} not found: {reason}; allowed: default, a folder, a hub id"
+            f"guard {str(guard)!r} not found: {reason}; allowed: default, commercial, a folder, a hub id"
         ) from error

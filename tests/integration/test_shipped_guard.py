@@ -1,6 +1,7 @@
 """The guard that ships in the package, on the real default chat model: verdicts, sizes, an unchanged chat."""
 
 import json
+import re
 import runpy
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Taxonomy, base_model
+from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Taxonomy, artifact, base_model
 from lora_guard.cli import app
 from lora_guard.guard import find
 
@@ -53,6 +54,29 @@ def test_the_guard_is_small_carries_its_licence_and_holds_no_pickle() -> None:
         "adapter_model.safetensors",
         "heads.safetensors",
     }
+
+
+def test_the_commercial_guard_is_trained_on_permissive_data_alone_and_says_so() -> None:
+    folder = find("commercial")
+    spec = artifact.read_spec(folder)
+    assert spec.licence == "Apache-2.0"
+    permissive = re.compile(r"(Apache-2\.0|MIT|CC0|CC BY 4\.0)( \(.*\))?")
+    licences = [part for data in spec.data for part in re.split(r", (?=Apache|MIT|CC)| and ", data.licence or "")]
+    assert all(permissive.fullmatch(licence) for licence in licences), licences
+    card = (folder / "README.md").read_text("utf-8")
+    assert all(data.name in card for data in spec.data)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8_000_000
+
+
+def test_the_commercial_guard_scores_harmfulness_alone_beside_the_other_on_one_chat_model(guard: Guard) -> None:
+    commercial = Guard.load("commercial", on=guard)
+    assert commercial.engine.base is guard.engine.base  # type: ignore[attr-defined]
+    before = guard.moderate(UNHARMFUL[0])
+    assert commercial.taxonomy.categories == ()
+    assert [verdict.flagged for verdict in commercial.moderate(UNHARMFUL)] == [False] * len(UNHARMFUL)
+    assert [verdict.flagged for verdict in commercial.moderate(HARMFUL)] == [True] * len(HARMFUL)
+    assert guard.moderate(UNHARMFUL[0]) == before
+    commercial.engine.leave()
 
 
 def test_generation_is_that_of_the_untouched_chat_model(guard: Guard) -> None:
