@@ -1,8 +1,9 @@
 """Rows a second of bulk moderation with one and two actors, and what Ray costs beside the same work without it.
 
-    python benchmarks/bulk_scaling.py [--input FILE.jsonl] [--rows 512] [--runs 3] [--json]
+    python benchmarks/bulk_scaling.py [--input FILE.jsonl] [--rows 1536] [--runs 3] [--json]
 
-Every actor has one thread, as has the run without Ray: the same guard, loaded alike, over ``moderate``'s own function.
+Every actor has one thread, as has the run without Ray: the same guard, loaded alike, over ``moderate``'s own function,
+and as many rows at a time.
 The sides take turns. Start-up (Ray, planning, loading the guard) is reported apart: rates are those between the first
 finished shard and the last.
 """
@@ -19,6 +20,9 @@ from pathlib import Path
 
 from lora_guard.bench.rows import generated
 from lora_guard.taxonomy import Taxonomy
+
+GROUP = 256
+"""Rows that ``moderate`` judges together, and those of a shard: in groups of 32 either side has half the rate."""
 
 ALONE = """
 import json, sys, time
@@ -40,7 +44,7 @@ def main() -> None:
     """Measure all sides in turns and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", type=Path, help="rows (.jsonl); generated ones when absent")
-    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=1536)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -82,7 +86,7 @@ def bulk(source: Path, output: Path, actors: int) -> dict[str, float]:
 
     The first shard of each actor is finished when it has loaded its guard; the files' times say how long the rest took.
     """
-    command = [sys.executable, "-m", "lora_guard", "bulk", "--json", "--shard-rows", "32", "--actors", str(actors)]
+    command = [sys.executable, "-m", "lora_guard", "bulk", "--json", "--shard-rows", str(GROUP), "--actors", str(actors)]
     summary = json.loads(run([*command, "--input", str(source), "--output", str(output)]))
     times = sorted(path.stat().st_mtime for path in output.glob("*.parquet"))
     rows = summary["judged"] * (len(times) - actors) / len(times)
