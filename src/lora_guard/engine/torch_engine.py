@@ -272,19 +272,22 @@ class TorchSession:
 @contextmanager
 def _before_layers(model: PreTrainedModel, call: Callable[[], None] | None) -> Iterator[None]:
     """For the block, call a function before each decoder layer of the pass; None costs nothing."""
+    if call is None:
+        yield
+        return
     under_way = False
 
     def hook(*_: object) -> None:
         nonlocal under_way
-        if call is not None and not under_way:  # the passes that it runs go through the same layers
-            under_way = True
-            try:
-                call()
-            finally:
-                under_way = False
+        if under_way:  # a pass that the function runs goes through the same layers
+            return
+        under_way = True
+        try:
+            call()
+        finally:
+            under_way = False
 
-    layers = [] if call is None else cast(Any, model).get_decoder().layers
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    handles = [layer.register_forward_pre_hook(hook) for layer in cast(Any, model).get_decoder().layers]
     try:
         yield
     finally:

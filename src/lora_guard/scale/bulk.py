@@ -292,7 +292,9 @@ def as_text(summary: BulkSummary) -> str:
         parts.append(f"see {summary.output}/{DEAD_FOLDER}")
     if summary.resumed:
         parts.append(f"{summary.resumed:,} were done before")
-    parts.append(f"{new / max(summary.seconds, 1e-9):.1f} rows/s with {summary.actors} actor{'s' * (summary.actors != 1)}")
+    parts.append(
+        f"{new / max(summary.seconds, 1e-9):.1f} rows/s with {summary.actors} actor{'s' * (summary.actors != 1)}"
+    )
     return f"{'; '.join(parts)}; {summary.shards} files in {summary.output}"
 
 

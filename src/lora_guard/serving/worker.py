@@ -41,8 +41,9 @@ class Worker:
     """Runs the engines of guards on one chat model for many requests.
 
     Chats take a token each in turn. A judgement of a chat waits for the end of the round and joins the others' there,
-    in one pass a guard. Rows of moderation requests are judged in small batches between any two tokens; the chats then
-    get as much time as the batch took before the next one. A request never waits for another to be done.
+    in one pass a guard. Rows of moderation requests are judged in small batches between any two tokens and, where the
+    engine lets them in, within a token's pass; the chats then get as much time as the batch took before the next one. A
+    request never waits for another to be done.
 
     Args:
         config: queue, batches and deadlines.
