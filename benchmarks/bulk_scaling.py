@@ -86,7 +86,8 @@ def bulk(source: Path, output: Path, actors: int) -> dict[str, float]:
 
     The first shard of each actor is finished when it has loaded its guard; the files' times say how long the rest took.
     """
-    command = [sys.executable, "-m", "lora_guard", "bulk", "--json", "--shard-rows", str(GROUP), "--actors", str(actors)]
+    settings = ["--json", "--shard-rows", str(GROUP), "--actors", str(actors)]
+    command = [sys.executable, "-m", "lora_guard", "bulk", *settings]
     summary = json.loads(run([*command, "--input", str(source), "--output", str(output)]))
     times = sorted(path.stat().st_mtime for path in output.glob("*.parquet"))
     rows = summary["judged"] * (len(times) - actors) / len(times)
