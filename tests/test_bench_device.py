@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,13 @@ def test_each_side_is_timed_and_weighed_and_says_the_same_tokens(
     assert "tokens with and without checks: the same" in report.notes
     assert len(list((tmp_path / "cache" / "quantised").glob("*.gguf"))) == 2
     assert json.loads(report.to_json({}))["bench"] == "device"
+
+
+def test_a_check_is_timed_whole_and_with_each_part_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
+    folder = tiny_guard_folder(tmp_path, adapter_kind="alora")
+    file = tiny_gguf(tmp_path / "base.gguf", base_model.load(str(tmp_path / "base")).model)
+    script = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "device_check.py"))
+    shares = script["measure"](file, str(folder), 3)
+    assert len(shares) == 7
+    assert all(share > 0 for share in shares.values())

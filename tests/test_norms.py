@@ -1,5 +1,6 @@
 """A chat model is recognised by its norms in any file and precision, and by nothing else."""
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -12,6 +13,12 @@ from tiny_gguf import tiny_gguf
 from lora_guard import norms
 from lora_guard.errors import ModelError
 from lora_guard.norms import ARCHITECTURES
+
+# Headers of one entry: an alignment of 0, a list of lists, which llama.cpp refuses too, and an impossible length.
+ONE = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+NO_ALIGNMENT = ONE + struct.pack("<Q17sII", 17, b"general.alignment", 4, 0)
+NESTED = ONE + struct.pack("<Q1sIIQ", 1, b"a", 9, 9, 1)
+ENDLESS = ONE + struct.pack("<Q1sIIQ", 1, b"a", 9, 12, 2**63)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -46,7 +53,9 @@ def test_other_weights_and_another_alignment_change_nothing(tmp_path: Path) -> N
     assert [norms.of_gguf(file) for file in files] == [expected] * 2
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"PK" + bytes(64), b"GGUF\x03\0\0\0" + b"\xff" * 40])
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF", b"PK" + bytes(64), b"GGUF\x03\0\0\0" + b"\xff" * 40, NO_ALIGNMENT, NESTED, ENDLESS]
+)
 def test_a_file_of_another_kind_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.gguf cannot be read as a GGUF file"):

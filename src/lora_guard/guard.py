@@ -325,5 +325,5 @@ def find(guard: str | Path) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(
-            f"guard {str(guard)!r} not found: {reason}; allowed: default, commercial, a folder, a hub id"
+            f"guard {str(guard)!r} not found: {reason}; allowed: {', '.join(SHIPPED)}, a folder, a hub id"
         ) from error

@@ -72,7 +72,7 @@ def of_gguf(path: Path) -> str:
     try:
         with path.open("rb") as file:
             norms = _norms(file)
-    except (OSError, ValueError, KeyError, ArithmeticError, struct.error) as error:
+    except (OSError, ValueError, ArithmeticError, struct.error) as error:
         raise ModelError(f"{path} cannot be read as a GGUF file: {error}; allowed: a .gguf chat model") from error
     if not norms:
         raise ModelError(f"{path} has no norms in fp32; allowed: a .gguf chat model with normalised layers")
@@ -144,5 +144,7 @@ def _skip(file: BinaryIO, kind: int) -> None:
     if kind == _STRING:
         for _ in range(count):
             _bytes(file, *_read(file, "Q"))
+    elif kind not in _SIZES:
+        raise ValueError(f"it has a value of the unknown kind {kind}")
     else:
         file.seek(_SIZES[kind] * count, os.SEEK_CUR)

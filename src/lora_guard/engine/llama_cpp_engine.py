@@ -238,9 +238,10 @@ class LlamaCppSession:
             piece = self._ids[self._read : self._read + PASS_TOKENS]
             with self._engine.lock:
                 self._chat.read([Part(_CHAT, self._read, piece)])
-                self._read += len(piece)
-                if self._read == len(self._ids):
-                    return self._chat.logits()
+                logits = self._chat.logits()
+            self._read += len(piece)
+            if self._read == len(self._ids):
+                return logits
             if self._between is not None:
                 self._between()
 

@@ -235,7 +235,7 @@ class Worker:
             job.channel.send(job.results())
             self._end(job)
         now = time.monotonic()
-        self._chats_until = now + (now - begun)
+        self._chats_until = now + (now - begun) if self._chats else now
 
     def _open(self, job: ScoreJob) -> None:
         """Render a request's conversations to rows."""
