@@ -324,6 +324,8 @@ def picture(found: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     quality, rate = figure.subplots(1, 2)
     for name, own in found["own"].items():
+        if own["auprc"] is None:  # its rows are all harmful, or all harmless
+            continue
         values = [e["sets"][name]["before"]["auprc"] for e in entries.values()]
         (line,) = quality.plot(sizes, values, marker="o", label=name)
         quality.axhline(own["auprc"], color=line.get_color(), linestyle="--", linewidth=0.7)
