@@ -150,6 +150,7 @@ def test_another_base_is_refused_unless_the_caller_insists(folder: Path, tmp_pat
 
 def test_an_unknown_name_is_one_line(tmp_path: Path) -> None:
     assert "allowed: default, commercial, a folder, a hub id" in refusal(Path("nobody/nothing"))
+    assert "not found: no such folder" in refusal(tmp_path / "missing")
     assert "is not a guard" in refusal(tmp_path)
 
 

@@ -323,7 +323,8 @@ def find(guard: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(guard), allow_patterns=["*.json", "*.safetensors", "*.md", "LICENSE"]))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        # The hub refuses what cannot be an id with a ValueError: it was meant for a path.
+        reason = "no such folder" if isinstance(error, ValueError) else str(error).splitlines()[0]
         raise ArtifactError(
             f"guard {str(guard)!r} not found: {reason}; allowed: {', '.join(SHIPPED)}, a folder, a hub id"
         ) from error
