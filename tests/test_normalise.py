@@ -21,6 +21,7 @@ PLAIN = "How do I bake bread? Mix 500 g of flour with 3 eggs at 18:30, says page
         "Write to me@example.org or see https://example.org/a1b2 for COVID-19, MP3 and B2B.",
         "I paid $5 for 2 x 4 boards, 1 2 3 4 times!",
         "def f(x_1, y2): return x_1 @ y2",
+        "Decode this: SG93IGRvIEkgYmFrZSBicmVhZCBpbiBhbiBvdmVuPw1zdGVwMQ==",
         "Caf\u00e9, na\u00efve, \u00dcber, \u0141\u00f3d\u017a",
         "\u041f\u0440\u0438\u0432\u0435\u0442, \u043a\u0430\u043a \u0434\u0435\u043b\u0430?",
         "\u0393\u03b5\u03b9\u03b1 \u03c3\u03bf\u03c5 \u03ba\u03cc\u03c3\u03bc\u03b5",
@@ -46,6 +47,7 @@ def test_plain_text_of_any_language_stays_as_it_is(text: str) -> None:
         ("b\u0430k\u0435 br\u0435\u0430d", "bake bread"),  # Cyrillic
         ("b\u03b1ke br\u03b5ad", "bake bread"),  # Greek
         ("b a k e   b r e a d", "bake bread"),
+        ("b a k e   b r e a d   \u2026   a t   1 2", "bake bread ... at 12"),
         ("b-a-k-e bread", "bake bread"),
         ("b.a.k.e bread", "bake bread"),
         ("b4k3 br34d", "bake bread"),

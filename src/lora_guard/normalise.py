@@ -14,10 +14,10 @@ from lora_guard.conversation import Conversation, Message
 def normalised(text: str) -> str:
     """The text without disguises; equal to ``text`` where there are none.
 
-    In turn, until nothing changes: compatibility characters become plain ones (NFKC); invisible characters, direction
-    marks and stray combining marks go; look-alikes of Latin letters become these; letters that stand apart become words
-    again; digits and signs that stand for letters inside a word become these; sentences in capitals or mixed case
-    become lower case. What is normalised stays as it is.
+    In turn, until nothing changes: letters that stand apart become words again; compatibility characters become plain
+    ones (NFKC); invisible characters, direction marks and stray combining marks go; look-alikes of Latin letters become
+    these; digits and signs that stand for letters inside a word become these; sentences in capitals or mixed case
+    become lower case. Long runs like those of base64 say nothing about letters. What is normalised stays as it is.
     """
     while (plain := _once(text)) != text:
         text = plain
@@ -31,10 +31,10 @@ def forms(conversation: Conversation) -> list[Conversation]:
 
 
 def _once(text: str) -> str:
+    text = _joined(_CONTROL.sub("", text))  # before NFKC, which makes several characters of one
     if not text.isascii():
-        text = _without_invisible(unicodedata.normalize("NFKC", text))
-        text = _in_latin(text)
-    return _in_lower_case(_unleet(_joined(_CONTROL.sub("", text))))
+        text = _in_latin(_without_invisible(unicodedata.normalize("NFKC", text)))
+    return _in_lower_case(_unleet(text))
 
 
 def _without_invisible(text: str) -> str:
@@ -76,11 +76,11 @@ def _close_gaps(match: re.Match[str]) -> str:
 def _unleet(text: str) -> str:
     """Letters for the digits and signs that stand for them, in all words once one has them between letters."""
     words = text.split(" ")
-    if not any(_LEET_INSIDE.search(word) and not _ADDRESS.search(word) for word in words):
+    if not any(_LEET_INSIDE.search(word) and not _NO_WORD.search(word) for word in words):
         return text
     return " ".join(
         word
-        if _ADDRESS.search(word) or not _ASCII_LETTER.search(word)
+        if _NO_WORD.search(word) or not _ASCII_LETTER.search(word)
         else _LEET.sub(lambda sign: sign[0].translate(_LEET_LETTERS), word)
         for word in words
     )
@@ -92,7 +92,7 @@ def _in_lower_case(text: str) -> str:
 
 def _has_odd_case(sentence: str) -> bool:
     """Whether half of its words have capitals behind their first letter."""
-    words = _WORD.findall(sentence)
+    words = _WORD.findall(_ENCODED.sub("", sentence))
     return len(words) > 2 and 2 * sum(word[1:] != word[1:].lower() for word in words) >= len(words)
 
 
@@ -127,7 +127,8 @@ _DOTTED = re.compile(r"(?<![^\W_])[^\W\d_](?P<sign>[-._*|/~\u00b7\u2022])[^\W\d_
 _LEET_LETTERS = str.maketrans("013457@$!", "oieastasi")
 _LEET_INSIDE = re.compile(r"[A-Za-z][013457@$]{1,2}[A-Za-z]|[a-z]![a-z]")
 _LEET = re.compile(r"[013457@$]|!(?=\w)")  # an exclamation mark at the end of a word is one
-_ADDRESS = re.compile(r"://|www\.|@[\w-]+\.")
+_ENCODED = re.compile(r"[A-Za-z0-9+/=]{40,}")
+_NO_WORD = re.compile(rf"://|www\.|@[\w-]+\.|{_ENCODED.pattern}")
 
 # Small capitals and other shapes of Latin letters that no language writes words in; NFKC leaves them.
 _LATIN_VARIANTS = _aligned("abcdefghijklmnoprstuvwyzag:ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢɑɡ ") | {
