@@ -25,12 +25,12 @@ GROUP = 256
 """Rows that ``moderate`` judges together, and those of a shard: in groups of 32 either side has half the rate."""
 
 ALONE = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 from lora_guard import Guard
-from lora_guard.allocator import keep_freed_memory
+from lora_guard.process_memory import suit_torch
 from lora_guard.moderate_file import moderate_file
-keep_freed_memory({})
+suit_torch(os.environ)
 began = time.time()
 guard = Guard.load(bulk=True)
 guard.moderate([])

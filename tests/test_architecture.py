@@ -15,7 +15,7 @@ PACKAGE = Path(lora_guard.__file__).parent
 # A module imports only from those above it. docs/decisions/0001-flat-modules-one-way-imports.md says why.
 ORDER = [
     "errors",
-    "allocator",
+    "process_memory",
     "files",
     "progress",
     "config",

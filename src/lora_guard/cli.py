@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from lora_guard.allocator import keep_freed_memory
 from lora_guard.errors import ConfigError, InputError, LoraGuardError
+from lora_guard.process_memory import suit_torch
 
 if TYPE_CHECKING:
     from lora_guard.guard import Guard
@@ -382,5 +382,5 @@ def _version(
 
 def main() -> None:
     """The entry point of ``lora-guard`` and ``python -m lora_guard``."""
-    keep_freed_memory(os.environ)
+    suit_torch(os.environ)
     app()

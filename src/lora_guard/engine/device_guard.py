@@ -7,7 +7,6 @@ from pathlib import Path
 from filelock import FileLock
 
 from lora_guard import files
-from lora_guard.allocator import return_freed_memory
 from lora_guard.artifact import SPEC_FILE, GuardSpec, read_spec
 from lora_guard.default_model import DEFAULT, cache_folder, packaged
 from lora_guard.engine.llama_cpp import Adapter, Model
@@ -16,6 +15,7 @@ from lora_guard.errors import ArtifactError, ModelError
 from lora_guard.export import bundle
 from lora_guard.export.adapter_gguf import BaseShape
 from lora_guard.export.bundle import Bundle
+from lora_guard.process_memory import suit_llama_cpp
 
 
 def load(
@@ -38,7 +38,7 @@ def load(
         ModelError: the file cannot be read.
         ResourceError: the cache cannot be written, or no memory.
     """
-    return_freed_memory(os.environ)
+    suit_llama_cpp(os.environ)
     spec = read_spec(folder)
     model = checked_model(spec, folder, base or spec.base.name, allow_other_base=allow_other_base)
     read = bundle.read(folder if spec.form == "llama-cpp" else _cached(folder, model))

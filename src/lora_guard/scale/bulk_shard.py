@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +13,7 @@ from lora_guard.artifact import SPEC_FILE
 from lora_guard.conversation import Conversation, Target
 from lora_guard.errors import ArtifactError, DataError, GuardError, InputError, LoraGuardError
 from lora_guard.guard import EngineName, Guard, find
+from lora_guard.process_memory import suit_torch
 from lora_guard.scale import bulk_rows, bulk_store, bulk_table
 from lora_guard.scale.bulk_plan import InputFile, Part
 from lora_guard.scale.bulk_rows import Row
@@ -49,6 +51,7 @@ class Judge:
             )
         if self.engine == "llama-cpp":
             return Guard.load(self.guard, base=self.base, engine=self.engine, policy=self.policy)
+        suit_torch(os.environ)
         return Guard.load(self.guard, base=self.base, precision=self.precision, bulk=True, policy=self.policy)
 
 

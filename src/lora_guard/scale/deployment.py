@@ -11,6 +11,7 @@ be deployed anew while the replicas run.
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ray.serve import Application
 from lora_guard import artifact
 from lora_guard.errors import LoraGuardError, ResourceError
 from lora_guard.guard import EngineName, Guard, find
+from lora_guard.process_memory import suit_torch
 from lora_guard.serving import app
 from lora_guard.serving.config import ServeConfig
 from lora_guard.serving.service import Service
@@ -74,6 +76,8 @@ class Replica:
         if config.audit is not None:  # replicas of one machine would rotate each other's file away
             name = serve.get_replica_context().replica_id.unique_id
             config = config.model_copy(update={"audit": config.audit.with_suffix(f".{name}{config.audit.suffix}")})
+        if settings.engine == "torch":
+            suit_torch(os.environ)
         self._guard = Guard.load(
             settings.guard, base=settings.base, allow_other_base=settings.allow_other_base, engine=settings.engine
         )
