@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_guard import files
-from lora_guard.errors import ArtifactError
+from lora_guard.errors import ArtifactError, ConfigError
 from lora_guard.render import RENDER_VERSION
 from lora_guard.verdict import Calibration
 
@@ -56,11 +56,15 @@ class DataReference(_Strict):
     licence: str | None
 
 
+Form = Literal["peft", "llama-cpp", "peft-seqcls"]
+_FORMS: dict[Form, str] = {"peft": "a guard folder", "llama-cpp": "a bundle", "peft-seqcls": "an export to peft-seqcls"}
+
+
 class GuardSpec(_Strict):
     """The contents of ``guard.json``."""
 
     format_version: Literal[2] = FORMAT_VERSION
-    form: Literal["peft", "llama-cpp", "peft-seqcls"] = "peft"
+    form: Form = "peft"
     """What the folder is: a guard, or what ``lora-guard export`` made of one (:mod:`lora_guard.export`)."""
     name: str
     adapter: Literal["lora", "alora", "none"]
@@ -142,6 +146,22 @@ def rewrite(folder: Path, out: Path, spec: GuardSpec, *, card: str) -> None:
     if (folder / LICENCE_FILE).is_file():
         contents[LICENCE_FILE] = (folder / LICENCE_FILE).read_bytes()
     _write_all(out, contents, spec, card)
+
+
+def check_out(out: Path, form: Form) -> None:
+    """Find before anything is loaded that a folder holds what a guard of this form must not replace.
+
+    Raises:
+        ConfigError: something else is there.
+        ArtifactError: a guard that cannot be read is there.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    allowed = f"a new folder, or {_FORMS[form]} to replace"
+    if not (out / SPEC_FILE).is_file():
+        raise ConfigError(f"{out} exists and is not a guard; allowed: {allowed}")
+    if (found := read_spec(out).form) != form:
+        raise ConfigError(f"{out} holds {_FORMS[found]}; allowed: {allowed}")
 
 
 def read(folder: Path) -> Artifact:

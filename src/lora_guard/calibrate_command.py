@@ -39,26 +39,13 @@ def default_rule(target_fpr: float | None, target_recall: float | None, best_f1:
     return Policy(rule="best_f1")
 
 
-def check_out(out: Path, engine: str) -> None:
-    """Find before anything is loaded that a folder is not for a guard of the engine.
+def form_of(engine: str) -> artifact.Form:
+    """The form of the guards that an engine calibrates.
 
     Raises:
-        ConfigError: something else is there.
-        ArtifactError: a guard that cannot be read is there.
         InputError: an unknown engine.
     """
-    form, allowed = _FORMS[engine_name(engine)]
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / artifact.SPEC_FILE).is_file():
-        raise ConfigError(f"{out} exists and is not a guard; allowed: a new folder, or {allowed} to replace")
-    if artifact.read_spec(out).form != form:
-        raise ConfigError(
-            f"{out} holds a guard for another engine than {engine!r}; allowed: a new folder, or {allowed} to replace"
-        )
-
-
-_FORMS = {"torch": ("peft", "a guard folder"), "llama-cpp": ("llama-cpp", "a bundle")}
+    return "peft" if engine_name(engine) == "torch" else "llama-cpp"
 
 
 def folder_for(guard: str, engine: str, base: str | None, *, allow_other_base: bool = False) -> Path:
@@ -96,7 +83,7 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
         DataError: a missing or bad file, or one without a labelled row.
         ResourceError: no memory for a batch, or no disk space.
     """
-    check_out(out, "torch" if guard.spec.form == "peft" else "llama-cpp")
+    artifact.check_out(out, guard.spec.form)
     examples = [row for path in paths for row in _labelled(path, guard)]  # every file is checked before scoring
     targets = [row.target for row in examples]
     with progress("score", len(examples)) as tick:

@@ -145,11 +145,12 @@ def calibrate(
     json_: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")] = False,
 ) -> None:
     """Fit a guard's scores and thresholds to labelled rows, on the engine that will run it; the weights stay."""
+    from lora_guard.artifact import check_out
     from lora_guard.calibrate_command import calibrate as run
-    from lora_guard.calibrate_command import check_out, default_rule, folder_for, show
+    from lora_guard.calibrate_command import default_rule, folder_for, form_of, show
 
     rule = default_rule(target_fpr, target_recall, best_f1)
-    check_out(out, engine)
+    check_out(out, form_of(engine))
     folder = folder_for(guard, engine, base, allow_other_base=allow_other_base)
     loaded = _load(str(folder), base, allow_other_base, engine, bulk=True)
     show(run(loaded, folder, [*data, *(more or [])], out, rule), as_json=json_)

@@ -24,7 +24,7 @@ def export(
 
     Args:
         guard: the guard folder.
-        out: the bundle's folder, replaced if it exists.
+        out: the bundle's folder; a bundle is replaced.
         base: another place of the base model than the guard names.
         model: a GGUF file to measure on; the default's own when the guard is on the default.
         data: labelled rows to make test vectors of, beside the package's own texts.
@@ -33,6 +33,7 @@ def export(
         What to tell the user.
 
     Raises:
+        ConfigError: ``out`` holds something else.
         ArtifactError: the guard is missing, or llama.cpp has no place for its adapter.
         ModelError: the base model or the GGUF file cannot be loaded.
         DataError: a bad row.
@@ -41,6 +42,7 @@ def export(
     from lora_guard.engine import torch_guard
     from lora_guard.export.vectors import vectors
 
+    artifact.check_out(out, "llama-cpp")
     spec = read_spec(guard)
     if spec.form != "peft":
         raise ArtifactError(f"{guard} is an export already; allowed: a guard folder")
@@ -76,7 +78,7 @@ def export_for_peft(guard: Path, out: Path, *, base: str | None = None, data: Pa
 
     Args:
         guard: the folder of a guard with a plain LoRA adapter.
-        out: the folder to write, replaced if it exists.
+        out: the folder to write; an export of this form is replaced.
         base: another place of the base model than the guard names.
         data: labelled rows to make test vectors of, beside the package's own texts.
 
@@ -84,6 +86,7 @@ def export_for_peft(guard: Path, out: Path, *, base: str | None = None, data: Pa
         What to tell the user.
 
     Raises:
+        ConfigError: ``out`` holds something else.
         ArtifactError: the guard is missing, or the form has no place for it.
         ModelError: the base model cannot be loaded.
         DataError: a bad row.
@@ -93,6 +96,7 @@ def export_for_peft(guard: Path, out: Path, *, base: str | None = None, data: Pa
     from lora_guard.export import peft_seqcls
     from lora_guard.export.vectors import vectors
 
+    artifact.check_out(out, "peft-seqcls")
     saved = artifact.read(guard)
     spec, engine, _, _ = torch_guard.load(guard, base=base, precision="fp32", device="cpu")
     peft_seqcls.check(saved, engine.base.model)
