@@ -56,6 +56,30 @@ def test_rotation_keeps_the_newest_files_and_tears_no_line(tmp_path: Path) -> No
     assert all((tmp_path / name).stat().st_size <= 1000 for name in names)
 
 
+def test_a_rotation_that_fails_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = log_at(path, audit_bytes=1000, audit_files=2)
+    for number in range(3):
+        log.write("text", id=number)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def refuse(*_: object) -> int:
+        raise OSError(28, "no space left on the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        for _ in range(3):
+            with pytest.raises(ResourceError, match="no space left"):
+                log.write("text", id="lost" * 250)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    for number in range(3, 12):
+        log.write("text", id=number)
+    log.close()
+    assert [record["id"] for file in (tmp_path / "audit.jsonl.1", path) for record in read_audit(file)] == list(
+        range(12)
+    )
+
+
 def test_a_full_disk_is_an_error_and_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "audit.jsonl"
     log = log_at(path)

@@ -1,10 +1,12 @@
 """Chat completions over HTTP, judged by OpenAI's own client: answers, streams, moderation, refusals and errors."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import httpx2
 import pytest
 from openai import APIStatusError, AsyncOpenAI, BadRequestError
 from servers import Running, serving, tiny_guard
@@ -206,6 +208,7 @@ def test_content_in_parts_and_system_messages_are_read(server: Running, guard: G
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"stop": ""}, "stop"),
         ({"seed": 2**64}, "seed"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0"),
         ({"lora_guard": {"check": 1}}, "lora_guard.check"),
     ],
 )
@@ -215,6 +218,27 @@ def test_a_bad_field_is_named(server: Running, change: dict[str, Any], param: st
     error = response.json()["error"]
     assert error["param"].startswith(param)
     assert error["type"] == "invalid_request_error"
+
+
+def test_a_number_that_is_none_is_refused(server: Running) -> None:
+    body = json.dumps({**GREEDY, "temperature": 0.5}).replace("0.5", "NaN")
+    headers = {"content-type": "application/json"}
+    response = httpx2.post(f"{server.url}/v1/chat/completions", content=body, headers=headers, timeout=60)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "temperature")
+
+
+def test_the_coldest_temperature_draws_the_likeliest_tokens(server: Running) -> None:
+    def said(temperature: float) -> str:
+        reply = server.post("/v1/chat/completions", {**GREEDY, "temperature": temperature})
+        assert reply.status_code == 200
+        return str(reply.json()["choices"][0]["message"]["content"])
+
+    assert said(1e-40) == said(0)
+
+
+def test_a_withheld_answer_may_stand_in_the_history(server: Running) -> None:
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}, *GREEDY["messages"]]
+    assert server.post("/v1/chat/completions", {**GREEDY, "messages": history}).status_code == 200
 
 
 @pytest.mark.parametrize(

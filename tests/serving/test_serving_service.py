@@ -74,6 +74,17 @@ def test_a_blocked_text_is_audited_as_blocked(guard: Guard, tmp_path: Path, stag
     assert records[-1] == (stage, "blocked")
 
 
+def test_a_blocked_answer_is_audited_with_what_was_withheld(guard: Guard, tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    with serving(guard, audit=path, audit_text=True) as server:
+        body = {**asked("score", "block"), "lora_guard": {"response_threshold": 0.0}}
+        reply = server.post("/v1/chat/completions", body).json()["choices"][0]
+    assert reply["finish_reason"] == "content_filter"
+    *_, last = read_audit(path)
+    assert (last["stage"], last["action"]) == ("response", "blocked")
+    assert last["text"] and last["sha256"] == text_hash(last["text"])
+
+
 @full_disk
 @pytest.mark.parametrize(("input", "output"), [("block", "score"), ("score", "block")])
 @pytest.mark.parametrize("stream", [False, True])

@@ -96,6 +96,7 @@ class ChatEnd:
         finish_reason: as in OpenAI's chat completions; ``content_filter`` says that a flag, or a guard that failed,
             withheld the answer or the rest of it.
         failed: the targets of which a check failed, so that their verdict, if there is one, is not on all of the text.
+        withheld: what was generated and never yielded, for a record of what was blocked.
     """
 
     response: str | None
@@ -103,6 +104,7 @@ class ChatEnd:
     response_verdict: Verdict | None
     finish_reason: Literal["stop", "length", "content_filter"]
     failed: frozenset[Target] = frozenset()
+    withheld: str = field(default="", repr=False)
 
 
 class Judgement(NamedTuple):
@@ -314,7 +316,8 @@ class _Answer:
         verdict = max(self.flags, key=lambda flag: flag.score) if self.flagged else self.verdict
         response = "".join(self.left)
         if self.withheld:
-            return ChatEnd(response or None, prompt_verdict, verdict, "content_filter", failed)
+            kept = "".join(self.waiting)
+            return ChatEnd(response or None, prompt_verdict, verdict, "content_filter", failed, kept)
         return ChatEnd(response, prompt_verdict, verdict, finish, failed)
 
 

@@ -306,7 +306,9 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     logits = logits.float().cpu()
     if temperature == 0:
         return int(logits.argmax())
-    probabilities, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
+    # In fp64 and below zero: no temperature, however small, makes a quotient infinite.
+    scaled = (logits - logits.max()).double() / temperature
+    probabilities, order = scaled.softmax(-1).float().sort(descending=True, stable=True)
     # A token is kept while the sum before it is below top_p, so the likeliest always is.
     probabilities = probabilities.where(probabilities.cumsum(-1) - probabilities < top_p, 0.0)
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])

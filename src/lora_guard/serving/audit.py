@@ -30,7 +30,7 @@ class AuditLog:
         self._lock = threading.Lock()
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._open()
+            self._file = _opened(path)
 
     def write(self, text: str, **fields: Any) -> None:
         """Append a decision on a text, of which the log holds the hash.
@@ -61,27 +61,39 @@ class AuditLog:
         if self._config.audit_sync:
             os.fsync(self._file)
 
-    def _open(self) -> int:
-        """For appending; a line that a kill cut short is ended, so that the next one stands alone."""
-        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        size = os.fstat(file).st_size
-        if size and os.pread(file, 1, size - 1) != b"\n":
-            os.write(file, b"\n")
-        return file
-
     def _rotate(self) -> None:
         if os.fstat(self._file).st_size == 0:
             return  # a line longer than a whole file has one of its own
+        # The next file comes first: where the disk has no room for it, all stays as it was.
+        fresh = self._path.with_name(f"{self._path.name}.new")
+        file = _opened(fresh)
+        try:
+            self._shift()
+            fresh.replace(self._path)
+        except OSError:
+            os.close(file)
+            raise
+        os.close(self._file)
+        self._file = file
+
+    def _shift(self) -> None:
         for number in range(self._config.audit_files - 1, 0, -1):
             older = self._numbered(number)
             if older.exists():
                 older.replace(self._numbered(number + 1))
         self._path.replace(self._numbered(1))
-        os.close(self._file)
-        self._file = self._open()
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def _opened(path: Path) -> int:
+    """For appending; a line that a kill cut short is ended, so that the next one stands alone."""
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        os.write(file, b"\n")
+    return file
 
 
 def text_hash(text: str) -> str:

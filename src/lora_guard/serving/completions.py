@@ -71,7 +71,7 @@ def _ask(service: Service, body: ChatRequest, request_id: str) -> Answer:
     if len(body.messages) > config.max_messages:
         raise InputError(f"there are {len(body.messages)} messages; allowed: at most {config.max_messages}")
     messages = [
-        Message("system" if message.role == "developer" else message.role, joined(message.content))
+        Message("system" if message.role == "developer" else message.role, joined(message.content or ""))
         for message in body.messages
     ]
     sampling = Sampling(

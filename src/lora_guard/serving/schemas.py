@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Open(BaseModel):
     """A part of a request: no value is taken for another type, and fields that have no meaning here are passed over."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class TextPart(Open):
@@ -105,10 +105,16 @@ class Moderation(BaseModel):
 
 
 class ChatMessage(Open):
-    """A message; ``developer`` counts as ``system``."""
+    """A message; ``developer`` counts as ``system``, and null, an answer that was withheld, as empty text."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: Content | None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"content is null in a message of role {self.role!r}; allowed there: text")
+        return self
 
 
 class ModePolicy(Open):
@@ -134,7 +140,7 @@ class ModerationAsked(Open):
 class Checks(BaseModel):
     """An extension of this server: how an answer is checked, and whether a stream shows each check."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     checks: bool = False
     """Send a chunk with ``lora_guard`` at each check."""

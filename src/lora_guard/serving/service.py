@@ -248,14 +248,17 @@ class Answer:
                 metrics.fail_open.labels(target).inc()
                 await self._write(target, None, "fail_open")
             else:
-                await self._write(target, None, "withheld" if self.settings.withholds(target) else "unjudged")
-        if blocks and not end.failed:
-            metrics.blocked.labels("prompt" if end.response_verdict is None else "response").inc()
+                action = "withheld" if self.settings.withholds(target) else "unjudged"
+                await self._write(target, None, action, end.withheld)
+        blocking: Target = "prompt" if end.response_verdict is None else "response"
+        if blocks and blocking not in end.failed:
+            metrics.blocked.labels(blocking).inc()
         if end.response_verdict is not None and "response" not in end.failed:
             action = "blocked" if blocks else "released" if self.settings.mode == "block" else "scored"
-            await self._write("response", end.response_verdict, action)
+            await self._write("response", end.response_verdict, action, end.withheld)
 
-    async def _write(self, target: Target, verdict: Verdict | None, action: str) -> None:
-        text = self._text if target == "response" else self._job.conversation.messages[-1].content
+    async def _write(self, target: Target, verdict: Verdict | None, action: str, withheld: str = "") -> None:
+        """A line of the audit log: on the user's last message, or on the answer with what of it was withheld."""
+        text = self._text + withheld if target == "response" else self._job.conversation.messages[-1].content
         mode = self.settings.mode_of(target)
         await self._service.audit(self.served, text, verdict, self._id, target, mode, action, self._begun)

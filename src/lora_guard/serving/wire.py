@@ -112,7 +112,7 @@ def install(app: FastAPI) -> None:
 def _invalid(error: RequestValidationError) -> RequestError:
     """The first finding: field and rule, without the value, which is the user's text."""
     problem = error.errors()[0]
-    place = [str(part) for part in problem["loc"] if part != "body"]
+    place = [str(part)[:60] for part in problem["loc"] if part != "body"]
     param = ".".join(place) or None
     if problem["type"] == "json_invalid":
         return RequestError(400, "invalid_json", "the body is not JSON")
