@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lora_guard import TrainConfig
@@ -24,7 +25,6 @@ class ShardingAccelerator(Accelerator):
         self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
             cpu_ram_efficient_loading=False,
         )
 
@@ -43,6 +43,7 @@ def main(config: TrainConfig, folder: Path) -> None:
 
     def killing(run: Any, batch: Any, number: int, *rest: Any) -> Any:
         assert all(isinstance(parameter, DTensor) for parameter in run.model.parameters())
+        assert all(isinstance(layer, FSDPModule) for layer in run.model.base.get_decoder().layers)
         dtypes = {(parameter.requires_grad, str(parameter.dtype)) for parameter in run.model.parameters()}
         (folder / f"dtypes-{run.accelerator.process_index}.json").write_text(json.dumps(sorted(dtypes)), "utf-8")
         if number == 3:

@@ -54,6 +54,14 @@ def test_a_shard_of_long_rows_ends_at_a_number_of_bytes(form: str, tmp_path: Pat
     assert [text for shard in file.shards for text in texts_of(file, shard)] == TEXTS
 
 
+def test_a_row_decides_columns_if_the_asked_target_can_be_judged(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    messages = [{"role": "assistant", "content": "Hi"}, {"role": "system", "content": "Be kind."}]
+    path.write_text(json.dumps({"messages": messages, "more": 1}))
+    assert plan_file(str(path), 100).columns == {}
+    assert "more" in plan_file(str(path), 100, "response").columns
+
+
 def test_a_row_has_the_same_id_however_the_file_is_cut(tmp_path: Path) -> None:
     path = str(write_input(tmp_path, ".jsonl"))
     ids = [

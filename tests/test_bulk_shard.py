@@ -9,7 +9,7 @@ from guards import tiny_guard_folder
 from pyarrow.parquet import read_table
 
 from lora_guard import Guard, files
-from lora_guard.errors import DataError, GuardError
+from lora_guard.errors import DataError, GuardError, ModelError
 from lora_guard.moderate_file import conversation_of
 from lora_guard.scale import bulk_shard, bulk_store
 from lora_guard.scale.bulk_plan import Part, plan_file
@@ -21,7 +21,13 @@ ROWS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "Hello"}]},
     {"prompt": "", "response": None, "more": {"nested": [1]}},
 ]
-BAD = ["not json", '{"prompt": 3}', '{"other": "x"}', '{"messages": [{"role": "user"}]}']
+BAD = [
+    "not json",
+    '{"prompt": 3}',
+    '{"other": "x"}',
+    '{"messages": [{"role": "user"}]}',
+    '{"prompt": "x", "\\ud800": 1}',
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +73,13 @@ def test_rows_are_judged_as_moderate_judges_them_and_bad_ones_stand_apart(job: J
         json.loads(line) for line in Path(job.output, "_dead", "part-00000-000000.jsonl").read_text().splitlines()
     ]
     assert [json.loads(letter["row"]) for letter in letters[1:]] == [json.loads(text) for text in BAD[1:]]
-    assert [letter["where"].rpartition(":")[2] for letter in letters] == ["2", "3", "4", "5"]
+    assert [letter["where"].rpartition(":")[2] for letter in letters] == ["2", "3", "4", "5", "6"]
     assert letters[0]["row"] == "not json"
     assert letters[0]["reason"].startswith("not JSON")
     assert all(letter["reason"] for letter in letters)
     ids = [job.files[0].row_id(index) for index in range(len(ROWS) + len(BAD))]
-    assert [row["row_id"] for row in rows] == [ids[0], *ids[5:]]
-    assert [letter["row_id"] for letter in letters] == ids[1:5]
+    assert [row["row_id"] for row in rows] == [ids[0], *ids[1 + len(BAD) :]]
+    assert [letter["row_id"] for letter in letters] == ids[1 : 1 + len(BAD)]
 
 
 def test_a_shard_judged_again_gives_the_same_bytes(job: Job, guard: Guard) -> None:
@@ -93,15 +99,16 @@ def test_the_parquet_file_is_written_last_for_it_says_that_the_shard_is_done(
     assert order == ["jsonl", "parquet"]
 
 
+@pytest.mark.parametrize("error", [GuardError("a logit that is NaN"), ModelError("the template refuses the chat")])
 def test_a_row_that_the_guard_cannot_judge_is_a_dead_letter_and_the_others_are_judged(
-    job: Job, guard: Guard, monkeypatch: pytest.MonkeyPatch
+    job: Job, guard: Guard, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     judge = Guard.moderate
 
     def refusing(self: Guard, conversations: Any, **settings: Any) -> Any:
         together = conversations if isinstance(conversations, list) else [conversations]
         if any(conversation.messages[-1].content == "Hello" for conversation in together):
-            raise GuardError("a logit that is NaN")
+            raise error
         return judge(self, conversations, **settings)
 
     monkeypatch.setattr(Guard, "moderate", refusing)

@@ -150,6 +150,11 @@ class GuardModel(nn.Module):
         """1 + K: harmfulness and the categories."""
         return int(self.heads.weight.shape[0]) + (not self.heads.harmful)
 
+    @property
+    def _no_split_modules(self) -> Any:
+        """The base model's decoder layers, by the name under which accelerate looks for what FSDP shards one by one."""
+        return self.base._no_split_modules
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained: the adapter and the heads."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -84,7 +84,9 @@ def write(folder: Path, guard: Artifact, *, vectors: dict[str, NDArray[Any]], ca
     config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     weight, bias = guard.heads["weight"], guard.heads.get("bias")
     kept = {name: vectors[name] for name in ("ids", "lengths", "responses")}
-    logits = vectors["logits"] if bias is None else vectors["logits"] - bias.numpy()
+    logits = vectors["logits"][:, 0 if guard.spec.heads.harmful else 1 :]  # without the maximum, which ``score`` lacks
+    if bias is not None:
+        logits = logits - bias.numpy()
     contents = {
         artifact.CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         artifact.WEIGHTS_FILE: save(guard.adapter | {SCORE: weight}, metadata={"format": "pt"}),

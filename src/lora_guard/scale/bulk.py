@@ -96,7 +96,7 @@ def moderate_bulk(settings: BulkSettings, *, shown: bool = True) -> BulkSummary:
     policy = spec.calibration.policy(settings.policy)
     with _cluster(settings.address):
         pool = _pool(settings.actors)
-        inputs = _plan(paths, settings.shard_rows)
+        inputs = _plan(paths, settings.shard_rows, settings.target)
         columns = bulk_table.merged([file.columns for file in inputs])
         bulk_table.check_names(columns, spec.calibration.categories)
         judge = Judge(
@@ -185,10 +185,10 @@ def _pool(wanted: int | None) -> _Pool:
     raise ConfigError(f"--actors {actors} is more than the cluster has processors; allowed: 1 to {sum(cpus)}")
 
 
-def _plan(paths: Sequence[str], shard_rows: int) -> list[InputFile]:
+def _plan(paths: Sequence[str], shard_rows: int, target: Target | None) -> list[InputFile]:
     """Plan all files, each in a task."""
     task = ray.remote(plan_file)
-    inputs: list[InputFile] = _result([task.remote(path, shard_rows) for path in paths])
+    inputs: list[InputFile] = _result([task.remote(path, shard_rows, target) for path in paths])
     check_distinct(inputs)
     return inputs
 

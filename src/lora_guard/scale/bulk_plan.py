@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Self
 
+from lora_guard.conversation import Target
 from lora_guard.errors import DataError
 from lora_guard.scale import bulk_rows, bulk_store, bulk_table
 from lora_guard.scale.bulk_rows import Position, Row
@@ -75,12 +76,13 @@ class Part:
         return cls(values.pop("file"), Shard(**values))
 
 
-def plan_file(path: str, shard_rows: int, shard_bytes: int = _SHARD_BYTES) -> InputFile:
+def plan_file(path: str, shard_rows: int, target: Target | None = None, shard_bytes: int = _SHARD_BYTES) -> InputFile:
     """Read a file once, in pieces: its hash, its columns, and where each shard begins.
 
     Args:
         path: a path or URL.
         shard_rows: the most rows of a shard.
+        target: what of each row is judged; by default its last message decides.
         shard_bytes: a shard ends when it has so many bytes, too.
 
     Raises:
@@ -95,7 +97,7 @@ def plan_file(path: str, shard_rows: int, shard_bytes: int = _SHARD_BYTES) -> In
         if bulk_rows.form_of(path) == ".parquet":
             shards, columns = _cut_parquet(file, path, shard_rows, shard_bytes)
         else:
-            shards, columns = _cut_text(file, path, shard_rows, shard_bytes) if length else ([], {})
+            shards, columns = _cut_text(file, path, shard_rows, target, shard_bytes) if length else ([], {})
     return InputFile(path, digest, length, shards, columns)
 
 
@@ -114,7 +116,9 @@ def check_distinct(files: list[InputFile]) -> None:
         raise DataError(f"{files[0].path} and all other input is empty; needed: at least one row")
 
 
-def _cut_text(file: IO[bytes], path: str, shard_rows: int, shard_bytes: int) -> tuple[list[Shard], Columns]:
+def _cut_text(
+    file: IO[bytes], path: str, shard_rows: int, target: Target | None, shard_bytes: int
+) -> tuple[list[Shard], Columns]:
     form = bulk_rows.form_of(path)
     columns: Columns = {}
     if form == ".csv":
@@ -126,7 +130,7 @@ def _cut_text(file: IO[bytes], path: str, shard_rows: int, shard_bytes: int) -> 
         if count == shard_rows or (count and row.after.start - begin.start > shard_bytes):
             shards.append(Shard(len(shards), first, count, *begin))
             begin, first, count = end, first + count, 0
-        if form == ".jsonl" and _can_be_judged(row):
+        if form == ".jsonl" and _can_be_judged(row, target):
             bulk_table.add_row(columns, row.values)
         count, end = count + 1, row.after
     if count:
@@ -134,12 +138,12 @@ def _cut_text(file: IO[bytes], path: str, shard_rows: int, shard_bytes: int) -> 
     return shards, columns
 
 
-def _can_be_judged(row: Row) -> bool:
+def _can_be_judged(row: Row, target: Target | None) -> bool:
     """Whether its values get into the output: a dead row's must not decide what type a column has."""
     if row.bad:
         return False
     try:
-        bulk_rows.conversation(row, ".jsonl", None)
+        bulk_rows.conversation(row, ".jsonl", target)
     except DataError:
         return False
     return True

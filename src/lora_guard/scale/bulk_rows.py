@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from lora_guard.conversation import Conversation, Target
+from lora_guard.conversation import Conversation, Target, valid_unicode
 from lora_guard.data.sources import parse_line
 from lora_guard.errors import DataError
 from lora_guard.moderate_file import conversation_of
@@ -93,7 +93,10 @@ def _jsonl(file: IO[bytes], path: str, position: Position) -> Iterator[Row]:
         try:
             if _is_cut(line):
                 raise DataError(f"{where}: a line of more than {LONGEST >> 20} MiB")
-            yield Row(where, parse_line(line, where), "", "", after)
+            values = parse_line(line, where)
+            if any(name != valid_unicode(name) for name in values):
+                raise DataError(f"{where}: a field's name is not valid Unicode, which Parquet cannot hold")
+            yield Row(where, values, "", "", after)
         except DataError as error:
             yield _bad(where, str(error).removeprefix(f"{where}: "), line, after)
 

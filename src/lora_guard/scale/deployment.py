@@ -116,7 +116,7 @@ class Replica:
     async def _have(self, user_config: dict[str, Any]) -> None:
         """:meth:`reconfigure`, or an error and all as it was."""
         wanted = self._startup | Extra.model_validate(user_config).guards
-        prints = {name: _fingerprint(find(guard)) for name, guard in wanted.items()}
+        prints = await asyncio.to_thread(lambda: {name: _fingerprint(find(guard)) for name, guard in wanted.items()})
         new = {name: found for name, found in prints.items() if self._loaded.get(name) != found}
         for name, guard in (await asyncio.to_thread(self._load, {name: wanted[name] for name in new})).items():
             self._service.put(name, guard)

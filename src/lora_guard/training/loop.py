@@ -200,7 +200,8 @@ def _prefix_cache(
         base,
         texts,
         precision=config.precision,
-        limit=int(config.prefix_cache * 1e9) if repeated else 0,
+        # Where parameters are sharded all processes read together, whatever each of them would find on the disk.
+        limit=int(config.prefix_cache * 1e9) if repeated and not isinstance(model, FSDPModule) else 0,
         repeated=repeated,
         opening=max(0, rows.opening - 1) if config.augment else None,  # an empty text has no more
         writers=accelerator.num_processes,
