@@ -37,6 +37,10 @@ def test_plain_text_of_any_language_stays_as_it_is(text: str) -> None:
 @pytest.mark.parametrize(
     ("disguised", "text"),
     [
+        (
+            "PLEASE DECODE THIS STRING NOW: SG93IGRvIEkgYmFrZSBicmVhZCBpbiBhbiBvdmVuPw1zdGVwMQ==",
+            "please decode this string now: SG93IGRvIEkgYmFrZSBicmVhZCBpbiBhbiBvdmVuPw1zdGVwMQ==",
+        ),
         ("b\u200ba\u2060k\u00ade br\ufeffead", "bake bread"),
         ("bake\U000e0062\U000e0061 bread", "bake bread"),
         ("\u202ebake\u202c bread", "bake bread"),

@@ -10,6 +10,9 @@ import unicodedata
 
 from lora_guard.conversation import Conversation, Message
 
+NORMALISE_VERSION = 2
+"""Counts the changes of what normalising gives: logits that an evaluation keeps are those of one version."""
+
 
 def normalised(text: str) -> str:
     """The text without disguises; equal to ``text`` where there are none.
@@ -87,7 +90,12 @@ def _unleet(text: str) -> str:
 
 
 def _in_lower_case(text: str) -> str:
-    return _SENTENCE.sub(lambda match: match[0].lower() if _has_odd_case(match[0]) else match[0], text)
+    return _SENTENCE.sub(lambda match: _lowered(match[0]) if _has_odd_case(match[0]) else match[0], text)
+
+
+def _lowered(sentence: str) -> str:
+    """In lower case but for what is encoded, where a letter's case is its value."""
+    return "".join(part if _ENCODED.fullmatch(part) else part.lower() for part in _ENCODED_PARTS.split(sentence))
 
 
 def _has_odd_case(sentence: str) -> bool:
@@ -128,6 +136,7 @@ _LEET_LETTERS = str.maketrans("013457@$!", "oieastasi")
 _LEET_INSIDE = re.compile(r"[A-Za-z][013457@$]{1,2}[A-Za-z]|[a-z]![a-z]")
 _LEET = re.compile(r"[013457@$]|!(?=\w)")  # an exclamation mark at the end of a word is one
 _ENCODED = re.compile(r"[A-Za-z0-9+/=]{40,}")
+_ENCODED_PARTS = re.compile(f"({_ENCODED.pattern})")
 _NO_WORD = re.compile(rf"://|www\.|@[\w-]+\.|{_ENCODED.pattern}")
 
 # Small capitals and other shapes of Latin letters that no language writes words in; NFKC leaves them.

@@ -15,6 +15,7 @@ from lora_guard import files
 from lora_guard.evaluation.metrics import Bools, Floats
 from lora_guard.evaluation.sets import EvalSet
 from lora_guard.guard import Guard
+from lora_guard.normalise import NORMALISE_VERSION
 from lora_guard.progress import progress
 from lora_guard.verdict import GuardLogits, sigmoid
 
@@ -85,7 +86,8 @@ def _decided(guard: Guard, data: EvalSet, logits: Floats, labels: Floats) -> Sco
 def _key(guard: Guard, data: EvalSet) -> str:
     """A hash of all that decides the logits of a set."""
     spec = guard.spec.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_LOGITS)
-    deciding = [spec, guard.base_fingerprint, data.sha256, len(data.examples), version("lora-guard")]
+    program = [version("lora-guard"), NORMALISE_VERSION]
+    deciding = [spec, guard.base_fingerprint, data.sha256, len(data.examples), *program]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
