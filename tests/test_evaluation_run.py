@@ -42,7 +42,10 @@ def test_results_have_the_documented_form(guard: Guard, tmp_path: Path) -> None:
     for metrics in (found["harmfulness"], found["categories"]["a"]):
         assert set(metrics) == {"n", "positives", *METRICS, "ece_uncalibrated"}
         assert all(set(metrics[name]) == {"value", "low", "high"} for name in METRICS)
-    assert set(found) == {"n", "harmfulness", "categories", "slices", "confusion", "controls", "published"}
+    parts = {"n", "harmfulness", "categories", "macro_auprc", "slices", "confusion", "controls", "published"}
+    assert set(found) == parts
+    assert found["macro_auprc"] == found["categories"]["a"]["auprc"]["value"]
+    assert f"Mean AUPRC of the categories: {found['macro_auprc']:.3f}." in markdown
     for counts in found["confusion"].values():
         assert counts["true_positives"] + counts["false_negatives"] == 6
         assert sum(counts.values()) == 12

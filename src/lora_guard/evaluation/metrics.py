@@ -107,6 +107,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """One data set's entry in ``results.json``; categories that nobody annotated are left out.
 
+    ``macro_auprc`` is the mean over the categories that have a harmful row, None without any.
+
     Args:
         scores: ``[rows, 1 + K]``, harmfulness first.
         labels: ``[rows, 1 + K]``: 1 harmful, 0 unharmful, nan not annotated.
@@ -130,7 +132,10 @@ def evaluate(
             if uncalibrated is not None:
                 raw = uncalibrated[known, index]
                 columns[name]["ece_uncalibrated"] = ece_with_interval(raw, positive, resamples=resamples, seed=seed)
-    return {"n": len(labels), "harmfulness": columns.pop("", {}), "categories": columns}
+    harmfulness = columns.pop("", {})
+    found = [column["auprc"]["value"] for column in columns.values() if column["auprc"]["value"] is not None]
+    macro = float(np.mean(found)) if found else None
+    return {"n": len(labels), "harmfulness": harmfulness, "categories": columns, "macro_auprc": macro}
 
 
 def precision_recall(scores: Floats, labels: Bools) -> tuple[Floats, Floats, float]:

@@ -79,7 +79,8 @@ def _metrics(dataset: Mapping[str, Any]) -> list[str]:
         if metrics:
             figures = [_figure(metrics[name]) for name in _METRICS]
             lines.append(_row(title, f"{metrics['n']:,}", f"{metrics['positives']:,}", *figures))
-    return [*lines, ""]
+    macro = dataset["macro_auprc"]
+    return [*lines, "", *([f"Mean AUPRC of the categories: {macro:.3f}.", ""] if macro is not None else [])]
 
 
 def _beside(guard: str, dataset: Mapping[str, Any]) -> list[str]:
