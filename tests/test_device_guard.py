@@ -94,16 +94,34 @@ def test_a_bundle_calibrated_in_its_place_keeps_its_files_and_its_test_vectors(
     words = ["export", str(out), "--guard", str(guard), "--model", str(file)]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
+    flags = own_flags(out, file)
     result = calibrate("--guard", out, "--base", file, "--data", rows, "--out", out)
     assert result.exit_code == 0, result.output
     after = {path.name: path.read_bytes() for path in out.iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"guard.json", "README.md"}
     assert after.keys() == before.keys()
     assert all(part in after["README.md"].decode() for part in ("## Measured", "## Calibration", "`rows.jsonl`"))
-    assert (
-        "| test vectors | 108 |"
-        in CliRunner().invoke(app, ["export", "--check", str(out), "--model", str(file)]).stdout
-    )
+    assert own_flags(out, file) == flags
+
+
+def own_flags(bundle: Path, file: Path) -> str:
+    """What a check says of the verdicts of the guard's own model."""
+    table = CliRunner().invoke(app, ["export", "--check", str(bundle), "--model", str(file)]).stdout
+    assert "| test vectors | 108 |" in table
+    return next(line for line in table.splitlines() if "own model that are flags" in line)
+
+
+def test_an_export_replaces_nothing_but_a_bundle(made: tuple[Path, Path], tmp_path: Path) -> None:
+    guard, _ = made
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("kept")
+    for out in (tmp_path / "notes", guard):
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        for form in ("llama-cpp", "peft-seqcls"):
+            refused = CliRunner().invoke(app, ["export", str(out), "--guard", str(guard), "--to", form])
+            assert refused.exit_code == 1
+            assert "allowed: a new folder, or" in refused.stderr
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_calibration_never_replaces_a_guard_of_the_other_engine(

@@ -129,7 +129,7 @@ static void judge(const Guarded * g, const char * target) {
     llama_set_adapters_lora(g->context, NULL, 0, NULL);
     llama_memory_seq_rm(memory, GUARD, -1, -1);
     const Calibrator c = calibrator(g->spec, target);
-    const double score = 1 / (1 + exp(-(logit / c.temperature + c.bias)));
+    const double score = fmin(1 / (1 + exp(-(logit / c.temperature + c.bias))), nextafter(1, 0));  // 1 flags nothing
     printf("%s: %s %.4f against %.4f\n", target, score >= c.threshold ? "flagged" : "ok", score, c.threshold);
 }
 
@@ -169,6 +169,7 @@ int main(int count, char ** words) {
     snprintf(path, sizeof path, "%s/adapter.gguf", words[1]);
     char * spec = read_file(words[1], "guard.json");
     char * heads = read_file(words[1], "heads.safetensors");
+    if (strncmp(behind(behind(spec, "\"heads\": {"), "\"harmful\": "), "true", 4)) fail("has categories alone", words[1]);
     Guarded g = {
         .context = llama_init_from_model(model, params),
         .vocabulary = llama_model_get_vocab(model),

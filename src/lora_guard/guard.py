@@ -321,7 +321,8 @@ def find(guard: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(guard), allow_patterns=["*.json", "*.safetensors", "*.md", "LICENSE"]))
+        patterns = ["*.json", "*.safetensors", "adapter.gguf", "*.md", "LICENSE"]
+        return Path(snapshot_download(str(guard), allow_patterns=patterns))
     except (OSError, ValueError) as error:
         # The hub refuses what cannot be an id with a ValueError: it was meant for a path.
         reason = "no such folder" if isinstance(error, ValueError) else str(error).splitlines()[0]

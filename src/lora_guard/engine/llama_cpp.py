@@ -190,7 +190,7 @@ class Context:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         with _log() as lines:
             self.handle = llama.llama_init_from_model(model.handle, params)
-        if not self.handle:
+        if not self.handle or llama.llama_n_seq_max(self.handle) < sequences:
             raise ResourceError(f"no context of {tokens} tokens: {_reason(lines)}; allowed: what fits into memory")
         weakref.finalize(self, llama.llama_free, self.handle)
         self._memory = llama.llama_get_memory(self.handle)
@@ -247,7 +247,8 @@ class Context:
 
     def forget(self, sequence: int, start: int = 0) -> None:
         """Remove a sequence's tokens from ``start`` on; cells that another sequence shares stay."""
-        llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
+        if not llama.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            raise ModelError("llama.cpp cannot take tokens of this model back; allowed: models with a key-value cache")
 
 
 def quantise(source: Path, target: Path, file_type: str) -> None:

@@ -35,9 +35,9 @@ class Parity:
     score_mean: float
     score_max: float
     flagged: int
-    """Verdicts on harmfulness that are flags, by the guard's own model at the guard's threshold."""
+    """Verdicts on harmfulness that are flags, by the guard's own model as it was exported."""
     flips: int
-    """Verdicts on harmfulness that differ at the guard's threshold."""
+    """Verdicts on harmfulness that differ from those at the bundle's threshold, which may be calibrated anew."""
     flips_recalibrated: int
     """Likewise at the threshold of each target that suits the device's scores best."""
 
@@ -62,8 +62,8 @@ class Parity:
             f"| features, of the row's largest: median, highest | {self.feature_median:.2g}, {self.feature_max:.2g} |",
             f"| harmfulness score: mean, highest | {self.score_mean:.2g}, {self.score_max:.2g} |",
             f"| verdicts of the guard's own model that are flags | {self.flagged} |",
-            f"| verdicts that flip, at the guard's threshold | {self.flips} |",
-            f"| verdicts that flip, after recalibration | {self.flips_recalibrated} |",
+            f"| verdicts that flip, at the bundle's threshold | {self.flips} |",
+            f"| verdicts that flip, at the threshold that suits them best | {self.flips_recalibrated} |",
         ]
         needed = f"features within {FEATURES:g}"
         if not self.exact:
@@ -83,6 +83,10 @@ def check(bundle: Bundle, model: Model, done: Callable[[int], None] = lambda row
     engine = device_guard.engine(bundle, model)
     rows = [ids.tolist() for ids in np.split(vectors["ids"], vectors["lengths"].cumsum()[:-1])]
     texts = conversations()
+    if "flagged" not in vectors:
+        raise ArtifactError(
+            f"{bundle.folder} was exported without verdicts, by an older version; run: lora-guard export"
+        )
     if vectors["own"][0] != len(texts):
         raise ArtifactError(
             f"{bundle.folder} was exported with {vectors['own'][0]} test texts; allowed: this version's {len(texts)}; "
@@ -106,9 +110,8 @@ def _compared(bundle: Bundle, model: Model, vectors: dict[str, Array], features:
     expected = vectors["features"]
     differences = np.abs(features - expected).max(1) / np.abs(expected).max(1)
     responses = vectors["responses"] == 1
-    (scores, flagged), (own_scores, own_flagged) = (
-        _decided(bundle, rows, responses) for rows in (logits, vectors["logits"])
-    )
+    (scores, flagged), (own_scores, _) = (_decided(bundle, rows, responses) for rows in (logits, vectors["logits"]))
+    own_flagged = vectors["flagged"] == 1
     return Parity(
         model=model.path.name,
         exact=model.file_type == F32,

@@ -54,7 +54,7 @@ def export(
         config.num_attention_heads,
         config.num_key_value_heads,
     )
-    found = vectors(engine, _conversations(data, spec))
+    found = vectors(engine, spec.calibration, _conversations(data, spec))
     assert engine.base.norms is not None  # its type has a mapping, or the shape would have been refused
     base_norms = engine.base.norms
 
@@ -100,7 +100,7 @@ def export_for_peft(guard: Path, out: Path, *, base: str | None = None, data: Pa
     saved = artifact.read(guard)
     spec, engine, _, _ = torch_guard.load(guard, base=base, precision="fp32", device="cpu")
     peft_seqcls.check(saved, engine.base.model)
-    found = vectors(engine, _conversations(data, spec))
+    found = vectors(engine, spec.calibration, _conversations(data, spec))
     labels = ["harmful"] * spec.heads.harmful + list(Taxonomy.from_dict(spec.taxonomy).categories)
     peft_seqcls.write(out, saved, vectors=found, card=_classifier_card(spec, labels))
     return f"{out}: written; {len(labels)} labels"

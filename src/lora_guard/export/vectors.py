@@ -12,21 +12,23 @@ from lora_guard.conversation import Conversation
 from lora_guard.engine.torch_engine import TorchEngine
 from lora_guard.export.texts import conversations
 from lora_guard.model import GuardModel
+from lora_guard.verdict import Calibration, GuardLogits
 
 Array = NDArray[Any]
 
 
-def vectors(engine: TorchEngine, more: Sequence[Conversation] = ()) -> dict[str, Array]:
+def vectors(engine: TorchEngine, calibration: Calibration, more: Sequence[Conversation] = ()) -> dict[str, Array]:
     """The contents of ``test_vectors.safetensors``.
 
     Args:
         engine: of the guard on the model it was trained for, in fp32.
+        calibration: the guard's.
         more: conversations to test with beside the package's own; their text goes into the bundle as token ids.
 
     Returns:
         ``ids`` of all rows one after the other, ``lengths`` [rows], ``responses`` [rows] (1 where a response is judged,
-        0 where a prompt is), ``features`` [rows, hidden], ``logits`` [rows, 1 + K] and ``own`` [1], the number of
-        leading rows that are the package's own texts.
+        0 where a prompt is), ``features`` [rows, hidden], ``logits`` [rows, 1 + K], ``flagged`` [rows] (1 or 0) and
+        ``own`` [1], the number of leading rows that are the package's own texts.
     """
     own = conversations()
     everything = [*own, *more]
@@ -37,12 +39,17 @@ def vectors(engine: TorchEngine, more: Sequence[Conversation] = ()) -> dict[str,
     with torch.inference_mode():
         features = torch.stack([_features(engine.model, row) for row in rows])
         logits = engine.model.heads(features)
+    flagged = [
+        calibration.verdict(GuardLogits.highest([row.tolist()]), conversation.target).flagged
+        for row, conversation in zip(logits, everything, strict=True)
+    ]
     return {
         "ids": np.array([token for row in rows for token in row], dtype=np.int32),
         "lengths": np.array([len(row) for row in rows], dtype=np.int32),
         "responses": np.array([conversation.target == "response" for conversation in everything], dtype=np.uint8),
         "features": features.numpy(),
         "logits": logits.numpy(),
+        "flagged": np.array(flagged, dtype=np.uint8),
         "own": np.array([len(own)], dtype=np.int32),
     }
 
