@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from guards import judged_generation
 from typer.testing import CliRunner
 
 from lora_guard import Conversation, Guard
@@ -37,6 +38,13 @@ def test_verdicts_are_those_of_the_torch_engine() -> None:
     for device, torch in pairs:
         assert device.flagged == torch.flagged
         assert device.score == pytest.approx(torch.score, abs=0.06)
+
+
+def test_judgements_change_no_bit_of_the_logits_of_a_quantised_model() -> None:
+    guard = Guard.load(engine="llama-cpp")
+    ids, _ = guard.engine.renderer.chat(TEXTS[0])
+    plain, *judged = [judged_generation(guard, ids, judgements, 0.0) for judgements in (0, 1, 3)]
+    assert judged == [plain, plain]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from Linux's /proc")
