@@ -233,3 +233,11 @@ def test_top_p_draws_from_the_likeliest_tokens_only() -> None:
     assert {choose(logits, 1.0, 0.9, random) for _ in range(200)} == {1, 2}
     assert {choose(logits, 1.0, 1e-6, random) for _ in range(20)} == {1}
     assert choose(logits, 0.0, 1.0, random) == 1
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(5e-324, 1.0), (1e-40, 0.5), (1.0, 5e-324), (5e-324, 5e-324)])
+def test_the_smallest_sampling_values_take_the_likeliest_token(temperature: float, top_p: float) -> None:
+    from lora_guard.engine.llama_cpp_engine import choose
+
+    logits = np.array([0.0, 5.0, 4.0, -3.0], dtype=np.float32)
+    assert choose(logits, temperature, top_p, np.random.default_rng(0)) == 1

@@ -33,7 +33,12 @@ class ScriptedSession:
     scores: Callable[[int], float]
     prompt_score: float = 0.1
     position: int = PROMPT_LENGTH
+    context: int = 10_000
     judged: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def room(self) -> int:
+        return self.context - self.position
 
     def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
         self.position += 1

@@ -253,3 +253,8 @@ def test_top_p_draws_from_the_likeliest_tokens_only() -> None:
     assert drawn == {1, 2}
     assert {choose(logits, 1.0, 1e-6, generator) for _ in range(20)} == {1}
     assert choose(logits, 0.0, 1.0, generator) == 1
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(5e-324, 1.0), (1e-40, 0.5), (1.0, 5e-324), (5e-324, 5e-324)])
+def test_the_smallest_sampling_values_take_the_likeliest_token(temperature: float, top_p: float) -> None:
+    assert choose(torch.tensor([0.0, 5.0, 4.0, -3.0]), temperature, top_p, torch.Generator().manual_seed(0)) == 1

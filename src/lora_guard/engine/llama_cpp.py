@@ -167,6 +167,7 @@ class Context:
         threads: of the processor.
 
     Raises:
+        ModelError: the model cannot be read in so many sequences.
         ResourceError: no memory for it.
     """
 
@@ -190,9 +191,11 @@ class Context:
             params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         with _log() as lines:
             self.handle = llama.llama_init_from_model(model.handle, params)
-        if not self.handle or llama.llama_n_seq_max(self.handle) < sequences:
+        if not self.handle:
             raise ResourceError(f"no context of {tokens} tokens: {_reason(lines)}; allowed: what fits into memory")
         weakref.finalize(self, llama.llama_free, self.handle)
+        if llama.llama_n_seq_max(self.handle) < sequences:
+            raise ModelError(f"llama.cpp holds {llama.llama_n_seq_max(self.handle)} sequences; needed: {sequences}")
         self._memory = llama.llama_get_memory(self.handle)
         self._batch = llama.llama_batch_init(tokens, 0, 1)
         weakref.finalize(self, llama.llama_batch_free, self._batch)

@@ -245,6 +245,11 @@ class LlamaCppSession:
             if self._between is not None:
                 self._between()
 
+    @property
+    def room(self) -> int:
+        """How many more tokens the conversation can hold."""
+        return self._engine.context - self.position
+
     def append(self, token_ids: Sequence[int]) -> None:
         """Generation path: extend the conversation."""
         check_room(self.position, len(token_ids), self._engine.context)
@@ -314,8 +319,9 @@ def choose(logits: Array, temperature: float, top_p: float, random: np.random.Ge
     if temperature == 0:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")
-    scaled = logits[order].astype(np.float64) / temperature
-    probabilities = np.exp(scaled - scaled[0])
+    below = logits[order].astype(np.float64) - logits[order[0]]
+    with np.errstate(over="ignore"):  # at a temperature near 0, minus infinity is right
+        probabilities = np.exp(below / temperature)
     probabilities /= probabilities.sum()
     # A token is kept while the sum before it is below top_p, so the likeliest always is.
     kept = probabilities.cumsum() - probabilities < top_p

@@ -22,6 +22,11 @@ class Session(Protocol):
         """How many tokens the conversation holds."""
         ...
 
+    @property
+    def room(self) -> int:
+        """How many more tokens the conversation can hold."""
+        ...
+
     def append(self, token_ids: Sequence[int]) -> None:
         """Generation path: extend the conversation.
 

@@ -216,7 +216,7 @@ def moderation_steps(
     decode = engine.decoder()
     stops = StopText(stop)
     finish: Literal["stop", "length"] = "length"
-    while answer.tokens < max_tokens and not answer.withheld and finish == "length":
+    while answer.tokens < max_tokens and session.room and not answer.withheld and finish == "length":
         yield NextToken()
         token = session.sample(temperature=temperature, top_p=top_p)
         if token in engine.stop_tokens:

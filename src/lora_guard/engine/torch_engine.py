@@ -223,6 +223,11 @@ class TorchSession:
         """Accept the next-token logits ``[vocabulary]`` of a step that the engine took for several sessions."""
         self._logits = logits
 
+    @property
+    def room(self) -> int:
+        """How many more tokens the conversation can hold."""
+        return self._engine.base.context - self.position
+
     def append(self, token_ids: Sequence[int]) -> None:
         """Generation path: extend the conversation."""
         check_room(self.position, len(token_ids), self._engine.base.context)
@@ -306,9 +311,9 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     logits = logits.float().cpu()
     if temperature == 0:
         return int(logits.argmax())
-    # In fp64 and below zero: no temperature, however small, makes a quotient infinite.
+    # In fp64 and below zero: no temperature makes a quotient infinite, and no top_p is rounded to nothing.
     scaled = (logits - logits.max()).double() / temperature
-    probabilities, order = scaled.softmax(-1).float().sort(descending=True, stable=True)
+    probabilities, order = scaled.softmax(-1).sort(descending=True, stable=True)
     # A token is kept while the sum before it is below top_p, so the likeliest always is.
     probabilities = probabilities.where(probabilities.cumsum(-1) - probabilities < top_p, 0.0)
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
