@@ -9,7 +9,7 @@ from guards import tiny_guard_folder
 from pyarrow.parquet import read_table
 
 from lora_guard import Guard, files
-from lora_guard.errors import DataError, GuardError, ModelError
+from lora_guard.errors import DataError, GuardError, InputError
 from lora_guard.moderate_file import conversation_of
 from lora_guard.scale import bulk_shard, bulk_store
 from lora_guard.scale.bulk_plan import Part, plan_file
@@ -99,7 +99,7 @@ def test_the_parquet_file_is_written_last_for_it_says_that_the_shard_is_done(
     assert order == ["jsonl", "parquet"]
 
 
-@pytest.mark.parametrize("error", [GuardError("a logit that is NaN"), ModelError("the template refuses the chat")])
+@pytest.mark.parametrize("error", [GuardError("a logit that is NaN"), InputError("the template refuses the chat")])
 def test_a_row_that_the_guard_cannot_judge_is_a_dead_letter_and_the_others_are_judged(
     job: Job, guard: Guard, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

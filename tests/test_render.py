@@ -205,7 +205,7 @@ def test_a_window_without_room_for_text_is_refused() -> None:
     ],
 )
 def test_a_template_that_cannot_serve_is_one_clear_line(template: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises((InputError, ModelError), match=message):
         renderer(template).segments(Conversation.of("hello", system="be kind"))
 
 

@@ -22,7 +22,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lora_guard.conversation import Conversation, Message, Target
-from lora_guard.errors import ConfigError, ModelError
+from lora_guard.errors import ConfigError, InputError, ModelError
 
 RENDER_VERSION = 1
 """Saved with a guard: a guard is only read by a renderer that gives the ids it was trained on."""
@@ -142,7 +142,8 @@ class Renderer:
         """The conversation as template text and message contents, in order; joined they are the rendered text.
 
         Raises:
-            ModelError: the template refuses the conversation, or does not show each message once.
+            InputError: the template refuses the conversation.
+            ModelError: it does not show each message once.
         """
         messages = conversation.messages
         marked = [{"role": message.role, "content": _mark(index)} for index, message in enumerate(messages)]
@@ -150,7 +151,7 @@ class Renderer:
             text = self._template.render(messages=marked, add_generation_prompt=generation_prompt, **self._variables)
         except TemplateError as error:
             roles = ", ".join(message.role for message in messages)
-            raise ModelError(f"the chat template refuses messages of roles {roles}: {error}") from error
+            raise InputError(f"the chat template refuses messages of roles {roles}: {error}") from error
         segments = list(_split(text, messages))
         return list(_move_blanks(segments)) if self._blank_begins_word else segments
 
@@ -159,7 +160,7 @@ class Renderer:
 
         Raises:
             InputError: the conversation has no such message.
-            ModelError: see :meth:`segments`.
+            InputError, ModelError: see :meth:`segments`.
         """
         judged = conversation.up_to(target)
         segments = self.segments(judged)

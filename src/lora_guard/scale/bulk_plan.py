@@ -77,7 +77,7 @@ class Part:
 
 
 def plan_file(path: str, shard_rows: int, target: Target | None = None, shard_bytes: int = _SHARD_BYTES) -> InputFile:
-    """Read a file once, in pieces: its hash, its columns, and where each shard begins.
+    """Read a file in pieces: its hash, its columns, and where each shard begins.
 
     Args:
         path: a path or URL.

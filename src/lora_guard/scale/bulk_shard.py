@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from lora_guard import files
 from lora_guard.artifact import SPEC_FILE
 from lora_guard.conversation import Conversation, Target
-from lora_guard.errors import ArtifactError, DataError, GuardError, InputError, LoraGuardError, ModelError
+from lora_guard.errors import ArtifactError, DataError, GuardError, InputError, LoraGuardError
 from lora_guard.guard import EngineName, Guard, find
 from lora_guard.process_memory import suit_torch
 from lora_guard.scale import bulk_rows, bulk_store, bulk_table
@@ -146,12 +146,12 @@ def _judge(
         # The engine sorts what it gets by length: the whole shard at once makes batches of like rows.
         verdicts = guard.moderate(list(found.values()), target=target)
         return dict(zip(found, verdicts, strict=True)), dead
-    except (GuardError, InputError, ModelError):  # the last from a chat template that refuses a conversation
+    except (GuardError, InputError):  # a NaN, or a conversation that the chat template refuses
         judged = {}
         for index, conversation in found.items():  # one by one, to find whose fault it is
             try:
                 judged[index] = guard.moderate(conversation, target=target)
-            except (GuardError, InputError, ModelError) as error:
+            except (GuardError, InputError) as error:
                 dead[index] = str(error)
         return judged, dead
 
