@@ -80,6 +80,20 @@ def test_a_rotation_that_fails_leaves_all_as_it_was(tmp_path: Path, monkeypatch:
     )
 
 
+def test_a_log_that_somebody_moved_is_begun_anew_and_shifts_no_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = log_at(path, audit_bytes=1000, audit_files=2)
+    for number in range(14):
+        log.write("text", id=number)
+    older = (tmp_path / "audit.jsonl.1").read_bytes()
+    path.rename(tmp_path / "moved")
+    while not path.exists():
+        log.write("text", id=14)
+    log.close()
+    assert (tmp_path / "audit.jsonl.1").read_bytes() == older
+    assert [record["id"] for record in read_audit(path)] == [14]
+
+
 def test_a_full_disk_is_an_error_and_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "audit.jsonl"
     log = log_at(path)

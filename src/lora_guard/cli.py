@@ -289,7 +289,9 @@ def serve(
 
 @_command
 def export(
-    out: Annotated[Path | None, typer.Argument(help="The folder to write; replaced if it exists.")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(help="The folder to write; an earlier export there is replaced.")
+    ] = None,
     guard: GuardOption = "default",
     to: Annotated[str, typer.Option(help="llama-cpp, or peft-seqcls for PEFT and vLLM.")] = "llama-cpp",
     base: BaseOption = None,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,6 +15,7 @@ from openai import APIStatusError, InternalServerError, RateLimitError
 from servers import Running, serving, tiny_guard, until
 
 from lora_guard import ChatEnd, Conversation, Guard
+from lora_guard.serving.audit import read_audit
 from lora_guard.verdict import GuardLogits
 
 pytestmark = pytest.mark.extras
@@ -299,6 +301,63 @@ def test_one_chats_fault_is_not_anothers(guard: Guard, monkeypatch: Any) -> None
     assert [answer.status_code for answer in answers] == [400, 200, 200, 200]
 
 
+def test_a_flag_behind_a_check_that_failed_counts_as_a_block(guard: Guard, tmp_path: Path, monkeypatch: Any) -> None:
+    judge, failed = guard.engine.judge, threading.Event()
+
+    def faulty(requests: Any) -> list[GuardLogits]:
+        if requests[0][1] == "response" and not failed.is_set():
+            failed.set()
+            raise RuntimeError
+        return judge(requests)
+
+    monkeypatch.setattr(guard.engine, "judge", faulty)
+    path = tmp_path / "audit.jsonl"
+    with serving(guard, fail_open=True, audit=path) as server:
+        body = asked("Hello", mode="block", lora_guard={"check_every": 4, "response_threshold": 0.0})
+        choice = server.post("/v1/chat/completions", body).json()["choices"][0]
+        assert choice["finish_reason"] == "content_filter"
+        assert server.metric("blocked_total", stage="response") == 1
+        assert server.metric("fail_open_total", stage="response") == 1
+    assert [record["action"] for record in read_audit(path)][-2:] == ["fail_open", "blocked"]
+
+
+def test_a_disguised_prompt_is_judged_in_pieces_while_other_chats_go_on(guard: Guard, monkeypatch: Any) -> None:
+    score, sizes = guard.engine.score_windows, list[int]()
+    plain = Conversation.of("good " * 60)
+
+    def counted(rows: Any) -> list[GuardLogits]:
+        sizes.append(len(rows))
+        return score(rows)
+
+    monkeypatch.setattr(guard.engine, "score_windows", counted)
+    disguised = "go\u200bod " * 60
+    pieces = len(guard.engine.windows(plain, "prompt"))
+    assert pieces > 1
+    with serving(guard, batch_tokens=32) as server, ThreadPoolExecutor(2) as clients:
+        answers = list(clients.map(lambda text: server.post("/v1/chat/completions", asked(text)), [disguised, "Hello"]))
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert sizes == [1] * pieces
+    score_of = answers[0].json()["moderation"]["input"]["results"][0]["score"]
+    assert score_of >= guard.moderate(plain).score - 1e-5
+
+
+def test_what_a_prompt_becomes_without_its_disguises_is_bounded(guard: Guard) -> None:
+    with serving(guard, max_input_tokens=1000) as server:
+        response = server.post("/v1/chat/completions", asked("\ufdfa" * 60))
+        assert response.status_code == 400
+        assert "without its disguises the prompt has over 1000 tokens" in response.json()["error"]["message"]
+        assert server.post("/v1/moderations", {"input": "\ufdfa" * 60}).status_code == 400
+
+
+def test_an_answer_ends_with_the_context(server: Running) -> None:
+    used = server.post("/v1/chat/completions", asked("x" * 400, 1)).json()["usage"]["prompt_tokens"]
+    body = asked("x" * (400 + 512 - used - 10), 60)
+    answer = server.post("/v1/chat/completions", body).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert 0 < answer["usage"]["completion_tokens"] <= 10
+    assert answer["moderation"]["output"]["type"] == "moderation_results"
+
+
 @pytest.mark.parametrize("stage", ["prompt", "response"])
 def test_a_guard_that_hangs_withholds_at_its_deadline(guard: Guard, monkeypatch: Any, stage: str) -> None:
     held = threading.Event()
@@ -320,6 +379,7 @@ def test_a_guard_that_hangs_withholds_at_its_deadline(guard: Guard, monkeypatch:
             assert answer["moderation"]["output"]["type"] == "error"
             assert answer["moderation"]["input"]["type"] == "moderation_results"
         assert server.metric("guard_errors_total", stage=stage) == 1
+        assert server.metric("blocked_total", stage="prompt") == server.metric("blocked_total", stage="response") == 0
         # While it hangs, the server is alive but not ready, and says so at once.
         until(lambda: server.get("/ready").status_code == 503)
         assert server.get("/health").status_code == 200

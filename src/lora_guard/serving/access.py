@@ -7,6 +7,7 @@ import traceback
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import ceil
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -137,7 +138,7 @@ class Rates:
         self._buckets[caller] = (left - 1 if allowed else left, now)
         if len(self._buckets) > _CALLERS:
             self._buckets.popitem(last=False)
-        return 0 if allowed else max(1, round((1 - left) * 60 / self._per_minute))
+        return 0 if allowed else max(1, ceil((1 - left) * 60 / self._per_minute))
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:

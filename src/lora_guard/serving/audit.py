@@ -64,6 +64,11 @@ class AuditLog:
     def _rotate(self) -> None:
         if os.fstat(self._file).st_size == 0:
             return  # a line longer than a whole file has one of its own
+        if not self._is_in_place():
+            file = _opened(self._path)  # somebody moved the old one: it is kept there
+            os.close(self._file)
+            self._file = file
+            return
         # The next file comes first: where the disk has no room for it, all stays as it was.
         fresh = self._path.with_name(f"{self._path.name}.new")
         file = _opened(fresh)
@@ -75,6 +80,9 @@ class AuditLog:
             raise
         os.close(self._file)
         self._file = file
+
+    def _is_in_place(self) -> bool:
+        return self._path.exists() and os.path.samestat(self._path.stat(), os.fstat(self._file))
 
     def _shift(self) -> None:
         for number in range(self._config.audit_files - 1, 0, -1):

@@ -69,7 +69,7 @@ class Channel(Generic[Result]):
                 async with asyncio.timeout(max(0.0, due - time.monotonic())):
                     result = await self._results.get()
             except TimeoutError:
-                if self.judging:
+                if self.judging and due < self.deadline:
                     raise GuardError(f"the guard took longer than {self._guard_seconds:g} s") from None
                 raise DeadlineError("the request was not done by its deadline") from None
             if isinstance(result, LoraGuardError):
@@ -105,7 +105,7 @@ class ScoreJob:
     found: list[list[list[GuardLogits]]] = field(default_factory=list)
     """Of each conversation, of each of its forms: the logits of its windows."""
     tokens: int = 0
-    """Of the conversations as they came."""
+    """Of the conversations in all their forms."""
 
     def results(self) -> list[GuardLogits]:
         """One for each conversation: the higher of its forms, each the highest of its windows."""
@@ -157,3 +157,14 @@ class ChatJob:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     end: ChatEnd | None = None
+
+    def next_normalised(self, most: int) -> list[list[int]]:
+        """Take the next rows of the normalised form: at most ``most`` padded tokens, or one longer row."""
+        count = longest = 0
+        for row in self.normalised:
+            longest = max(longest, len(row))
+            if count and longest * (count + 1) > most:
+                break
+            count += 1
+        taken, self.normalised = self.normalised[:count], self.normalised[count:]
+        return taken

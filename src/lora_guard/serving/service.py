@@ -250,10 +250,12 @@ class Answer:
             else:
                 action = "withheld" if self.settings.withholds(target) else "unjudged"
                 await self._write(target, None, action, end.withheld)
-        blocking: Target = "prompt" if end.response_verdict is None else "response"
-        if blocks and blocking not in end.failed:
-            metrics.blocked.labels(blocking).inc()
-        if end.response_verdict is not None and "response" not in end.failed:
+        verdicts: dict[Target, Verdict | None] = {"prompt": end.prompt_verdict, "response": end.response_verdict}
+        flagged = {target for target, verdict in verdicts.items() if verdict is not None and verdict.flagged}
+        blocking = {target for target in flagged if blocks and self.settings.mode_of(target) == "block"}
+        for target in blocking:
+            metrics.blocked.labels(target).inc()
+        if end.response_verdict is not None and ("response" not in end.failed or "response" in blocking):
             action = "blocked" if blocks else "released" if self.settings.mode == "block" else "scored"
             await self._write("response", end.response_verdict, action, end.withheld)
 

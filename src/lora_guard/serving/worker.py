@@ -152,9 +152,9 @@ class Worker:
 
     def _make_way(self) -> None:
         """Within a chat's pass: let moderation requests go first, as between passes."""
+        self._shared.busy_since = time.monotonic()  # a long prompt is read layer by layer; none of them hangs
         self._take()
         if self._scores and time.monotonic() >= self._chats_until:
-            self._shared.busy_since = time.monotonic()
             self._score()
             self._shared.busy_since = time.monotonic()
 
@@ -244,7 +244,7 @@ class Worker:
             for index, (conversation, target) in enumerate(zip(job.conversations, job.targets, strict=True)):
                 judged = forms(conversation.up_to(target))
                 windows = [job.guard.engine.windows(form, target) for form in judged]
-                job.tokens += sum(map(len, windows[0]))
+                job.tokens += sum(len(row) for rows in windows for row in rows)
                 if job.tokens > job.max_tokens:
                     raise InputError(f"the input has over {job.max_tokens} tokens; allowed: at most that")
                 job.rows.extend((index, form, row) for form, rows in enumerate(windows) for row in rows)
@@ -277,6 +277,7 @@ class Worker:
             disguised = next((job for job in asking if job.normalised), None)
             if disguised is not None:
                 self._judge_normalised(disguised)
+                self._turn.extend(job for job in self._chats if not isinstance(job.wants, Judgement))
                 return
             if asking:
                 self._judge([job for job in asking if job.guard is asking[0].guard])
@@ -299,6 +300,8 @@ class Worker:
             if job.settings.mode_of("prompt") != "off":
                 for form in forms(job.conversation)[1:]:
                     job.normalised = job.guard.engine.windows(form, "prompt")
+                if sum(map(len, job.normalised)) > (most := self._config.max_input_tokens):
+                    raise InputError(f"without its disguises the prompt has over {most} tokens; allowed: at most that")
         except Exception as error:
             self._end(job, error)
             return
@@ -349,14 +352,15 @@ class Worker:
         self._turn[0].guard.engine.decode([job.session for job in self._turn if job.session is not None], batch=True)
 
     def _judge_normalised(self, job: ChatJob) -> None:
-        """Judge the normalised form of a chat's prompt, which no chat holds: a pass of its own, before the others'."""
-        rows, job.normalised = job.normalised, []
+        """Judge the next piece of the normalised form of a chat's prompt, which no chat holds; others go on between."""
+        rows = job.next_normalised(self._config.batch_tokens)
         job.channel.send(Judging("prompt"))
         logits = [row for row in self._judged(job.guard, rows) if row is not None]
         job.channel.send(Judging(None))
         if len(logits) == len(rows):
-            job.found = highest(logits)
+            job.found = highest(logits if job.found is None else [job.found, *logits])
             return
+        job.normalised = []
         self._metrics.guard_errors.labels("prompt").inc()
         self._advance(job, None)
 
