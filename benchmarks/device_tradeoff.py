@@ -287,7 +287,7 @@ def to_markdown(found: Mapping[str, Any]) -> str:
             *cost,
             "",
             "| file type | features, of the row's largest: median, highest | score: mean, highest | verdicts that flip "
-            "| after recalibration |",
+            "| at the threshold that suits them best |",
             "|---|---|---|---|---|",
             *differences,
             "",

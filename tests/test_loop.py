@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from tiny import tiny_folder
 from typer.testing import CliRunner
 
-from lora_guard import Conversation, Guard, TrainConfig, base_model, files
+from lora_guard import Conversation, Guard, Taxonomy, TrainConfig, base_model, files
 from lora_guard.cli import app
 from lora_guard.errors import ArtifactError, ConfigError, DataError, ResourceError
 from lora_guard.training import finish, loop
 from lora_guard.training.loop import train
+from lora_guard.training.rows import prepare
 
 ACCELERATE = Path(__file__).parents[1] / "configs" / "accelerate"
 CATEGORIES = ["rude", "unfair"]
@@ -60,6 +61,20 @@ def make_config(base: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         return TrainConfig.model_validate(values | fields)
 
     return make
+
+
+def test_what_is_judged_after_an_epoch_is_what_a_guard_decides_on(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    disguised, plain = "ba\u200bke br\u0435ad", "bake bread"
+    (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": disguised, "unsafe": True}))
+    held = [{"path": str(tmp_path / "held.jsonl")}]
+    config = make_config(validation=held)
+    base = base_model.load(config.base_model)
+    renderer = base_model.renderer(base)
+    rows = prepare(config, Taxonomy.load(config.taxonomy), renderer, renderer.end_of_turn)
+    read = [renderer.judged(Conversation.of(text), "prompt", renderer.end_of_turn) for text in (disguised, plain)]
+    assert rows.validation.windows == [[window for part in read for window in part.windows(config.max_length)]]
 
 
 def write_rows(path: Path, count: int) -> None:

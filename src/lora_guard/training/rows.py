@@ -17,6 +17,7 @@ from lora_guard.data.example import Example
 from lora_guard.data.sources import read
 from lora_guard.data.split import drop_duplicates, drop_overlap, split_grouped, split_paper
 from lora_guard.errors import DataError
+from lora_guard.normalise import forms
 from lora_guard.render import Rendered, Renderer
 from lora_guard.taxonomy import Taxonomy
 
@@ -25,8 +26,8 @@ from lora_guard.taxonomy import Taxonomy
 class RowSet:
     """Rows ready for the model.
 
-    ``windows`` are each row's windows of token ids, one for most; ``labels`` is ``[rows, 1 + K]``, nan where unknown;
-    ``targets`` are what was judged of each row.
+    ``windows`` are each row's windows of token ids, one for most, and outside training those of its normalised form as
+    well; ``labels`` is ``[rows, 1 + K]``, nan where unknown; ``targets`` are what was judged of each row.
     """
 
     name: str
@@ -124,12 +125,19 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
     def judged(example: Example) -> Rendered:
         return renderer.judged(example.conversation(), example.target, invocation)
 
-    def rows(name: str, examples: Sequence[Example]) -> RowSet:
+    def rows(name: str, examples: Sequence[Example], read: Callable[[Example], list[list[int]]]) -> RowSet:
         labels = torch.tensor([example.labels(taxonomy) for example in examples])
-        windows = [judged(example).windows(config.max_length) for example in examples]
-        return RowSet(name, windows, labels, [example.target for example in examples])
+        return RowSet(name, [read(example) for example in examples], labels, [example.target for example in examples])
 
-    training = rows("train", chosen.train)
+    def as_it_came(example: Example) -> list[list[int]]:
+        return judged(example).windows(config.max_length)
+
+    def in_all_forms(example: Example) -> list[list[int]]:
+        """As a guard decides: the highest window of the text as it came and normalised."""
+        parts = [renderer.judged(form, example.target, invocation) for form in forms(example.conversation())]
+        return [window for part in parts for window in part.windows(config.max_length)]
+
+    training = rows("train", chosen.train, as_it_came)
 
     def in_epoch(epoch: int) -> RowSet:
         if not config.augment:
@@ -137,7 +145,7 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
         windows = []
         for row, (example, clean) in enumerate(zip(chosen.train, training.windows, strict=True)):
             changed = augmented(example, config.augment, seed=config.seed, epoch=epoch, row=row)
-            windows.append(clean if changed == example else judged(changed).windows(config.max_length))
+            windows.append(clean if changed == example else as_it_came(changed))
         return RowSet("train", windows, training.labels, training.targets)
 
     return RunRows(
@@ -145,8 +153,8 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
         in_epoch=in_epoch,
         opening=len(judged(chosen.train[0]).opening),
         draws=[origin.weight for origin in chosen.origins],
-        validation=rows("validation", chosen.validation),
-        tests=[rows(name, examples) for name, examples in chosen.tests],
+        validation=rows("validation", chosen.validation, in_all_forms),
+        tests=[rows(name, examples, in_all_forms) for name, examples in chosen.tests],
         splits=chosen.splits,
         used=dict(Counter(origin.name for origin in chosen.origins)),
         summary={**chosen.dropped, "trained_on_first_window": sum(len(windows) > 1 for windows in training.windows)},
