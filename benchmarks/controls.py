@@ -1,13 +1,14 @@
 """Measures the controls a guard must beat, and records them in the package with command, commit and config.
 
     python benchmarks/controls.py tf-idf --config configs/smollm2-135m-alora.yaml --data DATA
-    python benchmarks/controls.py record RESULTS --title "head alone" --config configs/control-none.yaml
+    python benchmarks/controls.py record RESULTS --title "heads alone" --config configs/control-none.yaml \\
+        --guard smollm2-135m-alora
 
 ``tf-idf`` trains a logistic regression on word and character n-grams of the same rows as the config's guard, chooses
 its regularisation and threshold on that config's validation rows alone, and evaluates it on the config's test files.
 ``record`` takes what ``lora-guard eval --out RESULTS`` wrote of a guard trained by the config. Both replace the control
-of the same title in ``src/lora_guard/evaluation/controls.json``; ``lora-guard eval`` shows it beside every guard on the
-same data.
+of the same title and guard in ``src/lora_guard/evaluation/controls.json``; ``lora-guard eval`` shows it beside that
+guard on the same data, and beside guards without controls of their own.
 """
 
 import argparse
@@ -46,20 +47,26 @@ def main() -> None:
     record = commands.add_parser("record")
     record.add_argument("results", type=Path, help="folder that an evaluation wrote")
     record.add_argument("--title", required=True)
-    record.add_argument("--config", required=True, help="the training config of the guard")
+    record.add_argument("--config", required=True, help="the training config of the control")
+    record.add_argument("--guard", required=True, action="append", help="the name of a guard whose control it is")
     arguments = parser.parse_args()
     if arguments.command == "tf-idf":
         save(train_tf_idf(arguments.config, arguments.data))
     else:
         command = f"lora-guard train RUN --config {arguments.config} --set data_root=DATA"
-        update = {"title": arguments.title, "config": arguments.config, "command": command}
+        update = {
+            "title": arguments.title,
+            "guards": arguments.guard,
+            "config": arguments.config,
+            "command": command,
+        }
         save(control_from_results(arguments.results).model_copy(update=update))
 
 
 def save(control: Control) -> None:
-    """Put a control into the package's file, in place of the one of its title."""
+    """Put a control into the package's file, in place of the one of its title and guards."""
     entries = json.loads(CONTROLS_FILE.read_text("utf-8"))
-    others = [entry for entry in entries if entry["title"] != control.title]
+    others = [entry for entry in entries if (entry["title"], entry["guards"]) != (control.title, control.guards)]
     files.write_json(CONTROLS_FILE, [*others, control.model_dump(mode="json")])
     for figures in control.sets.values():
         shown = {name: figures.harmfulness[name] for name in ("auprc", "f1", "fpr")}
@@ -100,6 +107,7 @@ def train_tf_idf(config_file: str, data: str) -> Control:
         sets[sha256] = ControlFigures(name=name, n=len(rows), harmfulness=metrics)
     return Control(
         title="TF-IDF and logistic regression",
+        guards=[config.name or Path(config_file).stem],
         config=config_file,
         command=f"python benchmarks/controls.py tf-idf --config {config_file} --data DATA",
         commit=commit() or "unknown",

@@ -33,7 +33,7 @@ def write_rows(path: Path) -> Path:
 
 def test_results_have_the_documented_form(guard: Guard, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "mine.jsonl")
-    markdown = evaluate_sets(guard, [str(data)], None, tmp_path / "out", QUICK)
+    markdown, _ = evaluate_sets(guard, [str(data)], None, tmp_path / "out", QUICK)
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert set(results) == {"datasets", "provenance"}
     found = results["datasets"]["mine"]
@@ -97,12 +97,13 @@ def test_what_is_known_of_a_set_stands_beside_the_guard(guard: Guard, tmp_path: 
     data = write_rows(tmp_path / "toxicchat_test.jsonl")  # published figures are found by the name
     evaluate_sets(guard, [str(data)], None, tmp_path / "other", QUICK)
     settings = EvalSettings(resamples=20, controls=[tmp_path / "other"])
-    markdown = evaluate_sets(guard, [str(data)], None, tmp_path / "out", settings)
+    markdown, _ = evaluate_sets(guard, [str(data)], None, tmp_path / "out", settings)
     entry = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["datasets"]["toxicchat_test"]
     (control,) = entry["controls"]
-    assert control["title"] == control_from_results(tmp_path / "other").title == "tiny"
+    assert control["title"] == control_from_results(tmp_path / "other").title == f"tiny ({tmp_path / 'other'})"
     assert control["comparison"] == {"auprc": "not distinguishable", "f1": "not distinguishable"}
-    assert "does not beat every control: tiny (AUPRC not distinguishable, F1 not distinguishable)" in markdown
+    outcome = "(AUPRC not distinguishable, F1 not distinguishable)"
+    assert f"does not beat every control: {control['title']} {outcome}" in markdown
     assert "| WildGuard 7B | published |" in markdown
 
 
@@ -119,3 +120,10 @@ def test_loss_curves_are_drawn_from_the_first_step_on(tmp_path: Path) -> None:
     loss_curves([record | {"step": n} for n in range(1, 200)], tmp_path / "many.png")
     assert (tmp_path / "one.png").read_bytes().startswith(PNG)
     assert (tmp_path / "many.png").read_bytes().startswith(PNG)
+
+
+def test_lone_surrogates_in_a_text_reach_the_report_replaced(guard: Guard, tmp_path: Path) -> None:
+    data = tmp_path / "odd.jsonl"
+    data.write_text('{"prompt": "\\ud800 a", "unsafe": true}\n{"prompt": "b", "unsafe": false}\n', "utf-8")
+    evaluate_sets(guard, [str(data)], None, tmp_path / "out", QUICK)
+    assert "\ufffd a" in (tmp_path / "out" / "report.html").read_text("utf-8")

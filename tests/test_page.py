@@ -91,6 +91,7 @@ def results_of(parts: list[Scored], **more: Any) -> dict[str, Any]:
             **more,
         }
     provenance = {
+        "left_out": {},
         "guard": "<guard>",
         "policy": "saved",
         "parameters": 1000,

@@ -71,7 +71,23 @@ def test_results_of_another_guard_become_a_control(tmp_path: Path) -> None:
     }
     (tmp_path / "results.json").write_text(json.dumps(results), "utf-8")
     found = control_from_results(tmp_path)
-    assert (found.title, found.parameters, found.commit, set(found.sets)) == ("other", 7, "lora-guard 1", {"hash"})
+    title = f"other ({tmp_path})"
+    assert (found.title, found.parameters, found.commit, set(found.sets)) == (title, 7, "lora-guard 1", {"hash"})
+
+
+def test_results_of_a_guard_in_llama_cpp_become_a_control_without_a_size(tmp_path: Path) -> None:
+    figures = {"n": 3, **{name: interval(0, 1) for name in METRICS}}
+    known = {"guard": "other", "command": "c", "commit": "d", "data": {"mine": {"sha256": "h"}}}
+    provenance = {**known, "parameters": None}
+    results = {"datasets": {"mine": {"n": 3, "harmfulness": figures}}, "provenance": provenance}
+    (tmp_path / "results.json").write_text(json.dumps(results), "utf-8")
+    assert control_from_results(tmp_path).parameters is None
+
+
+def test_a_guard_without_controls_of_its_own_is_shown_others_that_say_whose_they_are() -> None:
+    own = {control.title for control in shipped_controls("smollm2-135m-alora")}
+    assert own == {"TF-IDF and logistic regression", "heads alone", "the paper's procedure"}
+    assert {f"{title}, of smollm2-135m-alora" for title in own} <= {c.title for c in shipped_controls("mine")}
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"datasets": {}}', '{"datasets": {"a": 1}, "provenance": {}}'])
@@ -89,8 +105,8 @@ def test_published_figures_are_found_by_the_sets_name() -> None:
 
 
 def test_shipped_controls_name_what_reproduces_them() -> None:
-    assert [control.title for control in shipped_controls()]
-    for shipped in shipped_controls():
+    assert [control.title for control in shipped_controls("smollm2-135m-alora")]
+    for shipped in shipped_controls("smollm2-135m-alora"):
         assert shipped.config.startswith("configs/")
         assert "DATA" in shipped.command
         assert len(shipped.commit) >= 40

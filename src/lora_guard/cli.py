@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from lora_guard.errors import ConfigError, InputError, LoraGuardError
+from lora_guard.errors import ConfigError, DataError, InputError, LoraGuardError
 from lora_guard.process_memory import suit_torch
 
 if TYPE_CHECKING:
@@ -119,7 +119,10 @@ def eval(
         command=shlex.join(["lora-guard", *sys.argv[1:]]),
     )
     loaded = _load(guard, base, allow_other_base, engine, policy, bulk=True)
-    print(evaluate_sets(loaded, [*(data or []), *(more or [])], suite, out, settings))
+    markdown, left_out = evaluate_sets(loaded, [*(data or []), *(more or [])], suite, out, settings)
+    print(markdown)
+    if left_out:
+        raise DataError(f"left out {len(left_out)} public sets: {'; '.join(left_out.values())}")
 
 
 @_command

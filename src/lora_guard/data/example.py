@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_guard.conversation import Conversation, Target
+from lora_guard.conversation import Conversation, Target, valid_unicode
 from lora_guard.errors import DataError, allowed
 from lora_guard.taxonomy import Taxonomy
 
@@ -73,7 +73,8 @@ def parse_row(row: Mapping[str, Any], taxonomy: Taxonomy, where: str, source: st
             options = allowed(category, taxonomy.categories)
             raise DataError(f"{where}: taxonomy {taxonomy.name!r} has no category {category!r}; {options}")
     known = {category: label for category, label in labels.items() if label is not None}
-    return Example(prompt, response, harmful, known, str(row.get("source") or source))
+    prompt, response = valid_unicode(prompt), None if response is None else valid_unicode(response)
+    return Example(prompt, response, harmful, known, valid_unicode(str(row.get("source") or source)))
 
 
 _TRUE, _FALSE, _UNKNOWN = {"true", "1", "yes"}, {"false", "0", "no"}, {"", "null", "none", "nan"}

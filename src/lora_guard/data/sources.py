@@ -57,6 +57,22 @@ def read_file(path: Path, taxonomy: Taxonomy, columns: Mapping[str, str] | None 
     return [example for example, _, _ in _read_file(path, taxonomy, columns or {})]
 
 
+def read_foreign(path: Path, taxonomy: Taxonomy) -> tuple[list[Example], bool]:
+    """The examples of a file that may have been labelled by another taxonomy, and whether it was.
+
+    A file none of whose categories is of the taxonomy is read without them; one that shares some must share all.
+
+    Raises:
+        DataError: as of :func:`read_file`.
+    """
+    without = _read_file(path, Taxonomy(taxonomy.name, ()), {})
+    raw = [row.get("categories", row.get("category")) or {} for _, row, _ in without]
+    named = {str(name) for categories in raw if isinstance(categories, Mapping) for name in categories}
+    if taxonomy.categories and named and named.isdisjoint(taxonomy.categories):
+        return [example for example, _, _ in without], True
+    return read_file(path, taxonomy), False
+
+
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL file with their places (``file.jsonl:12``); blank lines are skipped.
 

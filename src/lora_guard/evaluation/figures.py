@@ -41,7 +41,7 @@ _POINTS = 400
 def curves(scores: Floats, labels: Bools, entry: Mapping[str, Any], prefix: str) -> str:
     """Precision over recall and the ROC curve, with the policies, the controls and what others published.
 
-    A published F1 without its precision and recall is no point of the plane but a curve, on which the point lies.
+    A published F1 without its precision and recall is no point of either plane but a curve, on which the point lies.
 
     Args:
         scores: ``[rows]``.
@@ -68,7 +68,7 @@ def curves(scores: Floats, labels: Bools, entry: Mapping[str, Any], prefix: str)
             style = {"marker": marker, "color": _UNHARMFUL, "linestyle": "none", "markersize": 6, "fillstyle": "none"}
             plane.plot(theirs["recall"], theirs["precision"], label=control["title"], **style)
             roc.plot(theirs["fpr"], theirs["recall"], **style)
-        _equal_f1(plane, [p for p in entry["published"] if p["metric"] == "f1"])
+        _equal_f1(plane, roc, [p for p in entry["published"] if p["metric"] == "f1"], float(labels.mean()))
         plane.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision over recall")
         roc.set(xlabel="false-positive rate", ylabel="recall", xlim=(0, 1), ylim=(0, 1.02), title="ROC")
         figure.legend(loc="outside lower center", ncols=4)
@@ -142,7 +142,8 @@ def cost(guard: str, parameters: int, entry: Mapping[str, Any], prefix: str) -> 
         figure = Figure(figsize=(9.6, 3.8), layout="constrained")
         axes = figure.subplots()
         measured = [(guard, parameters, entry["harmfulness"]["f1"], _OURS)]
-        measured += [(c["title"], c["parameters"], c["harmfulness"]["f1"], _UNHARMFUL) for c in entry["controls"]]
+        sized = [control for control in entry["controls"] if control["parameters"]]
+        measured += [(c["title"], c["parameters"], c["harmfulness"]["f1"], _UNHARMFUL) for c in sized]
         labels = []
         for name, size, f1, colour in measured:
             axes.errorbar(size, f1["value"], _errors([f1]), fmt="o", color=colour, capsize=3)
@@ -160,15 +161,19 @@ def cost(guard: str, parameters: int, entry: Mapping[str, Any], prefix: str) -> 
         return _svg(figure, prefix)
 
 
-def _equal_f1(axes: Axes, figures: Sequence[Mapping[str, Any]]) -> None:
-    """The curve of equal F1 of each published figure, named beside the right edge."""
+def _equal_f1(plane: Axes, roc: Axes, figures: Sequence[Mapping[str, Any]], harmful: float) -> None:
+    """The points of equal F1 of each published figure: a curve over recall, named beside the right edge, and a straight
+    line over the false-positive rate, at a share ``harmful`` of the rows."""
     ends = [figure["value"] / (2 - figure["value"]) for figure in figures]
     for figure, end, spot in zip(figures, ends, _spread(ends, 0.05), strict=True):
         recall = np.linspace(end, 1, 100)
         value = figure["value"]
-        axes.plot(recall, value * recall / (2 * recall - value), color=_OTHERS, linewidth=0.8)
+        plane.plot(recall, value * recall / (2 * recall - value), color=_OTHERS, linewidth=0.8)
         name = f"{figure['system']}, F1 {value:.3f}"
-        axes.annotate(name, (1, end), (1.03, spot), va="center", fontsize=7, annotation_clip=False)
+        plane.annotate(name, (1, end), (1.03, spot), va="center", fontsize=7, annotation_clip=False)
+        # F1 = 2 TP / (2 TP + FP + FN), solved for the false-positive rate at each recall.
+        rate = recall * (2 - value) / value - 1
+        roc.plot(rate * harmful / (1 - harmful), recall, color=_OTHERS, linewidth=0.8)
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:

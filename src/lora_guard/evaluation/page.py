@@ -88,8 +88,8 @@ def _figures(
     if labels.any() and not labels.all():
         add(
             "Precision over recall, and ROC",
-            "Marks are the guard's policies and the controls at their own thresholds; grey curves hold the points of "
-            "equal F1 that others published.",
+            "Marks are the guard's policies and the controls at their own thresholds; grey lines, the same in "
+            "both planes, hold the points of equal F1 that others published.",
             lambda ids: figures.curves(scores, labels, entry, ids),
         )
     if known.any():

@@ -28,12 +28,14 @@ class Control(_Strict):
     """A simpler guard, measured on evaluation sets that are known by the hash of their data."""
 
     title: str
+    guards: list[str] = []
+    """The guards whose control it is, on their base model and rows."""
     config: str
     """The file that names its training rows and settings."""
     command: str
     commit: str
-    parameters: int
-    """Held in memory beside the chat model."""
+    parameters: int | None
+    """Held in memory beside the chat model; None where they are not known."""
     sets: dict[str, "ControlFigures"]
     """sha256 of a set's data -> what was measured on it."""
 
@@ -60,9 +62,16 @@ class PublishedFigure(_Strict):
 
 
 @cache
-def shipped_controls() -> tuple[Control, ...]:
-    """The controls measured beside the default guard."""
-    return tuple(Control.model_validate(entry) for entry in json.loads(CONTROLS_FILE.read_text("utf-8")))
+def shipped_controls(guard: str) -> tuple[Control, ...]:
+    """The controls that were measured for a guard of this name.
+
+    A guard without any stands beside the others', under titles that say whose they are: other rows, or another base.
+    """
+    controls = [Control.model_validate(entry) for entry in json.loads(CONTROLS_FILE.read_text("utf-8"))]
+    own = tuple(control for control in controls if guard in control.guards)
+    return own or tuple(
+        control.model_copy(update={"title": f"{control.title}, of {control.guards[0]}"}) for control in controls
+    )
 
 
 @cache
@@ -96,7 +105,7 @@ def control_from_results(folder: Path) -> Control:
             if entry["harmfulness"]
         }
         return Control(
-            title=provenance["guard"],
+            title=f"{provenance['guard']} ({folder})",
             config=str(path),
             command=provenance["command"],
             commit=provenance["commit"] or f"lora-guard {provenance['lora-guard']}",

@@ -30,6 +30,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     provenance = results["provenance"]
     lines = [f"# Evaluation of {provenance['guard']}", ""]
     lines += ["Thresholds are those saved with the guard; intervals are 95 %, by bootstrap over rows.", ""]
+    lines += [f"{name} is left out: {reason}\n" for name, reason in provenance["left_out"].items()]
     for name, dataset in results["datasets"].items():
         lines += [f"## {name}", "", f"{dataset['n']:,} rows.", "", *_metrics(dataset)]
         if dataset["harmfulness"]:

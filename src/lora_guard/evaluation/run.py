@@ -39,7 +39,9 @@ class EvalSettings:
     """What began the evaluation, for the record."""
 
 
-def evaluate_sets(guard: Guard, data: Sequence[str], suite: str | None, out: Path, settings: EvalSettings) -> str:
+def evaluate_sets(
+    guard: Guard, data: Sequence[str], suite: str | None, out: Path, settings: EvalSettings
+) -> tuple[str, dict[str, str]]:
     """Evaluate each set and write ``results.json``, ``results.md``, ``report.html`` and ``pr.png``, anew after each.
 
     A set whose logits are in ``out/scores`` already, of the same guard, base model and data, is not scored again.
@@ -52,22 +54,25 @@ def evaluate_sets(guard: Guard, data: Sequence[str], suite: str | None, out: Pat
         settings: how it is done.
 
     Returns:
-        The Markdown.
+        The Markdown, and of each public set of the suite that could not be loaded the reason.
 
     Raises:
         ConfigError: no set, or two of one name.
-        DataError: a missing, empty or bad file, or results that are none.
+        DataError: a missing, empty, unlabelled or bad file, no public set that can be loaded, or results that are none.
         ResourceError: ``out`` cannot be written.
     """
-    sets = read_sets(data, suite, guard.taxonomy)
-    controls = [*shipped_controls(), *(control_from_results(folder) for folder in settings.controls)]
+    sets, left_out = read_sets(data, suite, guard.taxonomy)
+    controls = [*shipped_controls(guard.spec.name), *(control_from_results(folder) for folder in settings.controls)]
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    read_from = {part.name: {"file": part.place, "sha256": part.sha256} for part in sets}
+    read_from = {
+        part.name: {"file": part.place, "sha256": part.sha256, **({"note": part.note} if part.note else {})}
+        for part in sets
+    }
     bootstrap = {"resamples": settings.resamples, "seed": settings.seed, "interval": 0.95}
     results: dict[str, Any] = {
         "datasets": {},
-        "provenance": provenance(guard, read_from, settings.command, bootstrap=bootstrap),
+        "provenance": provenance(guard, read_from, settings.command, bootstrap=bootstrap, left_out=left_out),
     }
     done: list[Scored] = []
     for part in sets:
@@ -80,7 +85,7 @@ def evaluate_sets(guard: Guard, data: Sequence[str], suite: str | None, out: Pat
         results["datasets"][part.name] = entry
         results["provenance"]["rows_per_second"][part.name] = rate
         _write(results, done, out, settings.text)
-    return to_markdown(results)
+    return to_markdown(results), left_out
 
 
 def _entry(
