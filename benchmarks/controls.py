@@ -5,14 +5,14 @@
         --guard smollm2-135m-alora
 
 ``tf-idf`` trains a logistic regression on word and character n-grams of the same rows as the config's guard, chooses
-its regularisation and threshold on that config's validation rows alone, and evaluates it on the config's test files.
+its regularisation and threshold on that config's validation rows alone, and evaluates it on the files that the config
+keeps out.
 ``record`` takes what ``lora-guard eval --out RESULTS`` wrote of a guard trained by the config. Both replace the control
 of the same title and guard in ``src/lora_guard/evaluation/controls.json``; ``lora-guard eval`` shows it beside that
 guard on the same data, and beside guards without controls of their own.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -31,6 +31,7 @@ from lora_guard.evaluation.calibrate import threshold
 from lora_guard.evaluation.metrics import Bools, with_intervals
 from lora_guard.evaluation.provenance import commit
 from lora_guard.evaluation.references import CONTROLS_FILE, Control, ControlFigures, control_from_results
+from lora_guard.evaluation.sets import read_sets
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.training.rows import choose
 from lora_guard.verdict import Policy
@@ -74,9 +75,11 @@ def save(control: Control) -> None:
 
 
 def train_tf_idf(config_file: str, data: str) -> Control:
-    """Train, choose on validation rows, evaluate on the config's test files."""
+    """Train, choose on validation rows, evaluate on the files that the config keeps out."""
     config = TrainConfig.load(config_file, [f"data_root={data}"])
-    examples = choose(config, Taxonomy.load(config.taxonomy))
+    taxonomy = Taxonomy.load(config.taxonomy)
+    tests, _ = read_sets([str(Path(data) / source.path) for source in config.keep_out], None, taxonomy)
+    examples = choose(config, taxonomy)
     texts, labels = labelled(examples.train)
     weights = [
         origin.weight
@@ -100,11 +103,10 @@ def train_tf_idf(config_file: str, data: str) -> Control:
         sys.exit("error: the validation rows hold harmful rows alone, or none; needed: both")
     classifier = make_pipeline(features, model)
     sets = {}
-    for source, (name, rows) in zip(config.test, examples.tests, strict=True):
-        test_texts, test_labels = labelled(rows)
+    for part in tests:
+        test_texts, test_labels = labelled(part.examples)
         metrics = with_intervals(classifier.predict_proba(test_texts)[:, 1], test_labels, cut)
-        sha256 = hashlib.sha256((Path(data) / source.path).read_bytes()).hexdigest()
-        sets[sha256] = ControlFigures(name=name, n=len(rows), harmfulness=metrics)
+        sets[part.sha256] = ControlFigures(name=part.name, n=len(part.examples), harmfulness=metrics)
     return Control(
         title="TF-IDF and logistic regression",
         guards=[config.name or Path(config_file).stem],

@@ -105,7 +105,7 @@ def planned(arguments: argparse.Namespace) -> Plan:
     """Read and choose all rows before anything is measured."""
     config = TrainConfig.load(arguments.config, [f"data_root={arguments.data}"])
     taxonomy = Taxonomy.load(config.taxonomy)
-    sets = read_sets([str(Path(arguments.data) / source.path) for source in config.test], None, taxonomy)
+    sets, _ = read_sets([str(Path(arguments.data) / source.path) for source in config.keep_out], None, taxonomy)
     validation = choose(config, taxonomy).validation
     held_out = EvalSet("validation", arguments.config, hash_of(validation), validation)
     return Plan(

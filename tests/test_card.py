@@ -50,9 +50,16 @@ def test_the_front_matter_is_yaml_that_names_base_and_licence() -> None:
         "library_name": "lora-guard",
         "base_model": "some/model",
         "tags": ["content-moderation", "lora", "guardrail"],
-        "license": "other",
-        "license_name": "cc-by-nc-4.0",
+        "license": "cc-by-nc-4.0",
     }
+
+
+def test_what_the_hub_has_no_identifier_for_is_given_by_its_name() -> None:
+    local = spec().base.model_copy(update={"name": "local"})
+    _, front, _ = model_card(spec(licence="CC BY-NC 4.0 and more", base=local)).split("---\n", 2)
+    found = yaml.safe_load(front)
+    assert (found["license"], found["license_name"]) == ("other", "CC BY-NC 4.0 and more")
+    assert "base_model" not in found
 
 
 def test_a_card_says_on_what_the_guard_stands_and_what_it_tells() -> None:
@@ -92,11 +99,12 @@ def test_the_thresholds_of_every_policy_stand_there_with_the_rows_they_come_from
 
 
 def test_a_new_calibration_replaces_its_section_and_nothing_else() -> None:
-    record = {"rows": 1234, "data": [{"file": "a.jsonl"}, {"file": "b.csv"}]}
+    record = {"rows": 1234, "data": [{"file": "a.jsonl"}, {"file": "b.csv"}], "ece": {"held_out": 0.0214}}
     changed = spec(calibration=plain_calibration([], 0.7), provenance={**spec().provenance, "calibration": record})
     card = with_calibration(model_card(spec()), changed)
     assert card == model_card(changed)
-    assert "1,234 rows of `a.jsonl`, `b.csv`." in card
+    assert "1,234 rows of `a.jsonl`, `b.csv`. The calibration error" in card
+    assert "did not see is 0.021." in card
     assert with_calibration(card, changed) == card
     by_hand = with_calibration("# Mine\n\nText.\n", changed)
     assert by_hand.startswith("# Mine\n\nText.\n\n## Calibration\n")

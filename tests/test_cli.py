@@ -227,6 +227,37 @@ def test_a_suite_is_a_folder_and_its_text_can_be_left_out_of_the_report(folder: 
     assert "quotable" not in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
+def test_an_evaluation_can_be_put_into_the_guards_card_and_replaces_the_former_one(tmp_path: Path) -> None:
+    guard = tiny_guard_folder(tmp_path / "guard", categories=("a",))
+    (guard / "README.md").write_text("# Mine\n\n## Evaluation\n\nOld.\n\n## Limits\n\nMany.\n", "utf-8")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "unsafe": true, "categories": {"a": true}}\n{"prompt": "b", "unsafe": false}\n')
+    words = ["eval", "--guard", str(guard), "--resamples", "10", "--data", str(rows), "--perturb", "--card"]
+    assert run(*words, "--out", str(tmp_path / "out")).exit_code == 0
+    card = (guard / "README.md").read_text("utf-8")
+    assert "Old." not in card
+    assert card.startswith("# Mine\n\n## Evaluation\n\nHarmfulness at the thresholds of policy balanced")
+    assert card.endswith("\n\n## Limits\n\nMany.\n")
+    assert "| rows | 2 | " in card
+    assert "| zero-width | " in card
+    assert "- rows: No control was measured on this data." in card
+
+
+def test_public_sets_that_are_left_out_are_an_exit_code_after_the_results(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(hub: str, *_: object, **__: object) -> list[dict[str, str]]:
+        if hub != "Paul/XSTest":
+            raise PermissionError("given out on request")
+        return [{"prompt": "p", "type": "homonyms", "label": label} for label in ("safe", "unsafe")]
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    found = run("eval", "--guard", str(folder), "--resamples", "10", "--suite", "public", "--out", str(tmp_path / "o"))
+    assert found.exit_code == 1
+    assert "left out 10 public sets: hub data set" in found.output
+    assert "harmbench is left out: hub data set" in (tmp_path / "o" / "results.md").read_text("utf-8")
+
+
 def test_an_evaluation_on_nothing_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert "give --data FILE or --suite FOLDER" in refusal("eval", "--guard", str(folder), "--out", str(tmp_path / "o"))
 

@@ -114,6 +114,16 @@ def assert_same(one: Path, other: Path) -> None:
     assert (other / "guard" / "heads.safetensors").is_file()
 
 
+def test_prompts_of_a_set_to_keep_out_are_not_trained_on_and_the_set_is_not_scored(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "held.jsonl", 6)  # the first six prompts of the training rows
+    out = tmp_path / "run"
+    train(make_config(keep_out=[{"path": str(tmp_path / "held.jsonl")}]), out)
+    assert json.loads((out / "splits.json").read_text("utf-8"))["counts"]["overlapping_dropped"] == 6
+    assert {record.get("set") for record in records(out / "metrics.jsonl")} == {"train", "validation", None}
+
+
 def test_a_run_writes_what_it_promises_and_its_guard_loads(
     make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def eval(
         bool, typer.Option("--perturb", help="Score each set again under disguises of its texts, and show the drop.")
     ] = False,
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave the errors' text out of the report.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Put the figures into the guard's model card too.")] = False,
     guard: GuardOption = "default",
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
@@ -121,6 +122,11 @@ def eval(
     loaded = _load(guard, base, allow_other_base, engine, policy, bulk=True)
     markdown, left_out = evaluate_sets(loaded, [*(data or []), *(more or [])], suite, out, settings)
     print(markdown)
+    if card:
+        from lora_guard.guard import find
+        from lora_guard.training.card import evaluated
+
+        evaluated(find(guard), out)
     if left_out:
         raise DataError(f"left out {len(left_out)} public sets: {'; '.join(left_out.values())}")
 

@@ -108,6 +108,8 @@ class TrainConfig(_Strict):
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     test: list[Source] = []
     """Evaluated after each epoch, never used to choose anything."""
+    keep_out: list[Source] = []
+    """Files whose prompts no training row may have, and nothing more: test sets that no run is to be chosen by."""
     split: Literal["grouped", "paper"] = "grouped"
     """``grouped``: all rows of a prompt on one side; ``paper``: 24,672/2,514 by row."""
     eval_rows: int | None = Field(None, ge=1)

@@ -257,3 +257,12 @@ def _bin(scores: Floats) -> NDArray[np.int_]:
     """The bin of each score: 15 equal parts of [0, 1]."""
     bins: NDArray[np.int_] = np.minimum((scores * _BINS).astype(int), _BINS - 1)
     return bins
+
+
+def shown(metric: Interval) -> str:
+    """``0.900 [0.880, 0.920]``, without brackets where there is no interval, and a dash without a value."""
+    if metric["value"] is None:
+        return "–"
+    if metric["low"] is None:
+        return f"{metric['value']:.3f}"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"

@@ -10,7 +10,7 @@ import numpy as np
 from lora_guard.conversation import Conversation
 from lora_guard.data.example import Example
 from lora_guard.data.perturbation import Perturbation, perturbations
-from lora_guard.evaluation.metrics import auprc_drop, with_intervals
+from lora_guard.evaluation.metrics import auprc_drop, shown, with_intervals
 from lora_guard.evaluation.scores import Scored, score_set
 from lora_guard.evaluation.sets import EvalSet, hash_of
 from lora_guard.guard import Guard
@@ -72,11 +72,11 @@ def table(dataset: Mapping[str, Any]) -> list[str]:
     lines = [
         f"| perturbation | {' | '.join(SHOWN.values())} | drop of AUPRC | goal |",
         "|---|" + "---|" * (len(SHOWN) + 2),
-        f"| none | {' | '.join(_figure(dataset['harmfulness'][name]) for name in SHOWN)} | – | – |",
+        f"| none | {' | '.join(shown(dataset['harmfulness'][name]) for name in SHOWN)} | – | – |",
     ]
     for name, entry in dataset["perturbations"].items():
         goal = "–" if entry["goal"] is None else f"≤ {entry['goal']}, {'met' if entry['met'] else 'NOT MET'}"
-        lines.append(f"| {name} | {' | '.join(_figure(entry[key]) for key in (*SHOWN, 'drop'))} | {goal} |")
+        lines.append(f"| {name} | {' | '.join(shown(entry[key]) for key in (*SHOWN, 'drop'))} | {goal} |")
     return [*lines, ""]
 
 
@@ -95,9 +95,3 @@ def _turn(guard: Guard) -> str:
     """What the base model's template writes between a user's message and the answer."""
     last = guard.engine.renderer.segments(Conversation.of(""), generation_prompt=True)[-1]
     return last.text if last.is_control else "\n"
-
-
-def _figure(metric: Mapping[str, float | None]) -> str:
-    if metric["value"] is None:
-        return "–"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"

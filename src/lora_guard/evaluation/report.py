@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_guard.evaluation import perturb
-from lora_guard.evaluation.metrics import METRICS
+from lora_guard.evaluation.metrics import METRICS, shown
 from lora_guard.evaluation.slices import SHOWN
 
 _TITLES = {
@@ -78,23 +78,23 @@ def _metrics(dataset: Mapping[str, Any]) -> list[str]:
     rows = {"**harmfulness**": dataset["harmfulness"], **dataset["categories"]}
     for title, metrics in rows.items():
         if metrics:
-            figures = [_figure(metrics[name]) for name in _METRICS]
+            figures = [shown(metrics[name]) for name in _METRICS]
             lines.append(_row(title, f"{metrics['n']:,}", f"{metrics['positives']:,}", *figures))
     macro = dataset["macro_auprc"]
     return [*lines, "", *([f"Mean AUPRC of the categories: {macro:.3f}.", ""] if macro is not None else [])]
 
 
 def _beside(guard: str, dataset: Mapping[str, Any]) -> list[str]:
-    shown = ("auprc", "f1", "best_f1", "fpr")
-    lines = [f"| | | {' | '.join(_TITLES[name] for name in shown)} |", "|---|---|" + "---|" * len(shown)]
+    columns = ("auprc", "f1", "best_f1", "fpr")
+    lines = [f"| | | {' | '.join(_TITLES[name] for name in columns)} |", "|---|---|" + "---|" * len(columns)]
     measured = {f"**{guard}**": dataset["harmfulness"], **{c["title"]: c["harmfulness"] for c in dataset["controls"]}}
     for title, metrics in measured.items():
-        lines.append(_row(title, "measured", *(_figure(metrics[name]) for name in shown)))
+        lines.append(_row(title, "measured", *(shown(metrics[name]) for name in columns)))
     systems: dict[str, dict[str, float]] = {}
     for figure in dataset["published"]:
         systems.setdefault(figure["system"], {})[figure["metric"]] = figure["value"]
     for title, values in systems.items():
-        lines.append(_row(title, "published", *(f"{values[n]:.3f}" if n in values else "–" for n in shown)))
+        lines.append(_row(title, "published", *(f"{values[n]:.3f}" if n in values else "–" for n in columns)))
     return [*lines, ""]
 
 
@@ -115,18 +115,10 @@ def _slices(slices: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     for dimension, values in slices.items():
         for value, found in values.items():
-            figures = [_figure(found[name]) if name in found else "–" for name in SHOWN]
+            figures = [shown(found[name]) if name in found else "–" for name in SHOWN]
             lines.append(_row(dimension, value, f"{found['n']:,}", f"{found['positives']:,}", *figures))
     return [*lines, ""]
 
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _figure(metric: Mapping[str, float | None]) -> str:
-    if metric["value"] is None:
-        return "–"
-    if metric["low"] is None:
-        return f"{metric['value']:.3f}"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"

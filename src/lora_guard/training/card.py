@@ -2,18 +2,28 @@
 
 # ruff: noqa: E501  (Markdown tables)
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lora_guard.artifact import GuardSpec
+from lora_guard import files
+from lora_guard.artifact import CARD_FILE, GuardSpec
+from lora_guard.evaluation.metrics import shown
+from lora_guard.evaluation.report import verdict_on_controls
 
 _TEMPLATE = """\
 ---
 library_name: lora-guard
+{%- if "/" in spec.base.name %}
 base_model: {{ spec.base.name }}
+{%- endif %}
 tags: [content-moderation, lora, guardrail]
-{%- if spec.licence %}
+{%- if spec.licence and spec.licence | lower in hub_licences %}
+license: {{ spec.licence | lower }}
+{%- elif spec.licence %}
 license: other
 license_name: {{ spec.licence }}
 {%- endif %}
@@ -46,9 +56,9 @@ does not change the one it stands beside.
 {% else %}
 Not stated.
 {% endif %}
-## Metrics
+## Metrics of the training
 
-Harmfulness after epoch {{ spec.metrics.epoch }}, at threshold 0.5.
+Harmfulness after epoch {{ spec.metrics.epoch }}, at threshold 0.5, before calibration.
 
 | set | AUPRC | AUROC | precision | recall | F1 | FPR | accuracy |
 |---|---|---|---|---|---|---|---|
@@ -57,6 +67,10 @@ Harmfulness after epoch {{ spec.metrics.epoch }}, at threshold 0.5.
 {%- endfor %}
 
 {{ calibration }}
+## Evaluation
+
+Not evaluated: `lora-guard eval --card` puts its figures here.
+
 ## How it was made
 
     lora-guard train RUN --config config.yaml --set data_root=DATA
@@ -76,6 +90,7 @@ _CALIBRATION = """\
 
 A score is the estimated probability of harm on text like the rows it was calibrated on:
 {%- if record %} {{ "{:,}".format(record.rows) }} rows of {% for part in record.data %}{{ ", " if not loop.first }}`{{ part.file }}`{% endfor %}.
+{%- if record.ece.held_out is not none %} The calibration error (ECE) of harmfulness on the half of the prompts that a fit did not see is {{ "%.3f" | format(record.ece.held_out) }}.{% endif %}
 {%- else %} the validation rows of the run.{% endif %}
 A text is flagged from its policy's threshold on; those of harmfulness:
 
@@ -90,6 +105,48 @@ A recall or a rate is kept on those rows; on yours it may be another. `guard.jso
 """
 
 
+_EVALUATION = """\
+## Evaluation
+
+Harmfulness at the thresholds of policy {{ provenance.policy }}, with 95 % intervals by bootstrap over rows; measured by
+`{{ provenance.command }}` at {{ "commit " ~ provenance.commit if provenance.commit else "lora-guard " ~ provenance["lora-guard"] }}.
+
+| set | rows |{% for title in columns.values() %} {{ title }} |{% endfor %}
+|---|---|{% for _ in columns %}---|{% endfor %}
+{%- for name, entry in sets.items() %}
+| {{ name }} | {{ "{:,}".format(entry.n) }} |{% for metric in columns %} {{ interval(entry.harmfulness[metric]) }} |{% endfor %}
+{%- endfor %}
+
+{% for name, entry in sets.items() %}{% if entry.macro_auprc is not none %}The mean AUPRC of the categories on {{ name }} is {{ "%.3f" | format(entry.macro_auprc) }}. {% endif %}{% endfor %}
+Controls, simpler ways to the same verdicts (above or below where the intervals do not touch):
+{% for name, entry in sets.items() %}
+- {{ name }}: {{ verdict(entry)[0] }}
+{%- endfor %}
+{% for name, entry in sets.items() if entry.perturbations %}
+Disguised texts of {{ name }}; the drop is of AUPRC:
+
+| change | AUPRC | recall | FPR | drop |
+|---|---|---|---|---|
+{%- for change, figures in entry.perturbations.items() %}
+| {{ change }} | {{ interval(figures.auprc) }} | {{ interval(figures.recall) }} | {{ interval(figures.fpr) }} | {{ interval(figures.drop) }} |
+{%- endfor %}
+{% endfor %}"""
+
+_COLUMNS = {
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "recall": "recall",
+    "fpr": "FPR",
+    "tpr_at_fpr_5": "TPR at 5 % FPR",
+    "ece": "ECE",
+}
+
+# Those of the hub's identifiers that are SPDX's in small letters; another licence is given there by its name.
+_HUB_LICENCES = {
+    "apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "mpl-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
+    "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0",
+}  # fmt: skip
+
 _ADAPTERS = {
     "lora": "low-rank adapters and linear heads",
     "alora": "activated low-rank adapters, which read the chat's own keys and values, and linear heads",
@@ -103,7 +160,13 @@ def model_card(spec: GuardSpec) -> str:
     categories = spec.taxonomy["categories"]
     calibration = _calibration(spec)
     return _render(
-        _TEMPLATE, spec=spec, adapter=adapter, categories=categories, calibration=calibration, figure=_figure
+        _TEMPLATE,
+        spec=spec,
+        adapter=adapter,
+        categories=categories,
+        calibration=calibration,
+        figure=_figure,
+        hub_licences=_HUB_LICENCES,
     )
 
 
@@ -112,11 +175,51 @@ def with_calibration(card: str, spec: GuardSpec) -> str:
 
     All else stays, for a card may have been written by hand.
     """
-    before, heading, rest = f"\n{card}".partition("\n## Calibration\n")
-    if not heading:
-        return f"{card.rstrip()}\n\n{_calibration(spec)}"
+    return _with_section(card, _calibration(spec))
+
+
+def evaluated(guard: Path, out: Path) -> None:
+    """Put what an evaluation wrote into a guard's card.
+
+    Args:
+        guard: its folder.
+        out: the evaluation's.
+
+    Raises:
+        ResourceError: the card cannot be written.
+    """
+    path = guard / CARD_FILE
+    card = path.read_text("utf-8") if path.is_file() else f"# {guard.name}\n"
+    files.write_text(path, with_evaluation(card, json.loads((out / "results.json").read_text("utf-8"))))
+
+
+def with_evaluation(card: str, results: Mapping[str, Any]) -> str:
+    """A card with the section on evaluation, in the old one's place or else at the end.
+
+    Args:
+        card: Markdown.
+        results: the contents of ``results.json``.
+    """
+    sets = {name: {"perturbations": {}, **e} for name, e in results["datasets"].items() if e["harmfulness"]}
+    section = _render(
+        _EVALUATION,
+        provenance=results["provenance"],
+        sets=sets,
+        columns=_COLUMNS,
+        interval=shown,
+        verdict=verdict_on_controls,
+    )
+    return _with_section(card, f"{section.rstrip()}\n")
+
+
+def _with_section(card: str, section: str) -> str:
+    """The card with a section in place of the one of its heading, or else at the end."""
+    heading, _, _ = section.partition("\n")
+    before, found, rest = f"\n{card}".partition(f"\n{heading}\n")
+    if not found:
+        return f"{card.rstrip()}\n\n{section}"
     _, next_heading, after = rest.partition("\n## ")
-    return f"{before[1:]}\n{_calibration(spec)}{next_heading}{after}"
+    return f"{before[1:]}\n{section}{next_heading}{after}"
 
 
 def _calibration(spec: GuardSpec) -> str:

@@ -85,15 +85,16 @@ class RunExamples:
 def choose(config: TrainConfig, taxonomy: Taxonomy) -> RunExamples:
     """Read, clean and split the examples of a run, the same on every process.
 
-    Rows without any label, duplicates, and training prompts that occur in a validation or test set are dropped and
-    counted; the paper's split keeps them, as the paper did.
+    Rows without any label, duplicates, and training prompts that occur in a validation or test set, or one to keep
+    out, are dropped and counted; the paper's split keeps them, as the paper did.
 
     Raises:
         DataError: a source that is missing or bad, or nothing left to train on.
     """
     tests = [(source.name, _read(config, source, taxonomy)) for source in config.test]
     held_out = [example for source in config.validation for example in _read(config, source, taxonomy)]
-    judged_elsewhere = [*held_out, *(example for _, part in tests for example in part)]
+    kept_out = [example for source in config.keep_out for example in _read(config, source, taxonomy)]
+    judged_elsewhere = [*held_out, *kept_out, *(example for _, part in tests for example in part)]
     examples, origins, dropped = _training_examples(config, taxonomy, judged_elsewhere)
     validation_indices: list[int] = []
     if config.validation:
