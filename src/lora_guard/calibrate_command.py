@@ -19,6 +19,7 @@ from lora_guard.errors import ConfigError, DataError
 from lora_guard.evaluation.calibrate import fit, held_out_scores, scores
 from lora_guard.evaluation.metrics import Bools, Floats, point_metrics
 from lora_guard.guard import Guard, engine_name, find
+from lora_guard.normalise import NORMALISE_VERSION
 from lora_guard.progress import progress
 from lora_guard.training.card import with_calibration
 from lora_guard.verdict import Calibration, Policy
@@ -100,6 +101,7 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
         "rows": len(examples),
         "base": guard.base_fingerprint,
         "lora-guard": version("lora-guard"),
+        "normaliser": NORMALISE_VERSION,
         "ece": error,
     }
     provenance = guard.spec.provenance | {"calibration": record}

@@ -113,7 +113,7 @@ class TrainConfig(_Strict):
     split: Literal["grouped", "paper"] = "grouped"
     """``grouped``: all rows of a prompt on one side; ``paper``: 24,672/2,514 by row."""
     eval_rows: int | None = Field(None, ge=1)
-    """At most this many training and validation rows in the evaluation after an epoch; test sets are taken whole."""
+    """At most this many training rows in the evaluation after an epoch; the other sets are taken whole."""
     augment: float = Field(0.0, ge=0, le=1)
     """The probability that an epoch changes a training row's judged text: disguised, misspelt, framed or cut short."""
 

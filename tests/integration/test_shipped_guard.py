@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Taxonomy, artifact, base_model
 from lora_guard.cli import app
 from lora_guard.guard import find
+from lora_guard.normalise import NORMALISE_VERSION
 
 pytestmark = pytest.mark.integration
 
@@ -54,6 +55,13 @@ def test_the_guard_is_small_carries_its_licence_and_holds_no_pickle() -> None:
         "adapter_model.safetensors",
         "heads.safetensors",
     }
+
+
+@pytest.mark.parametrize("name", ["default", "commercial"])
+def test_a_shipped_guard_is_calibrated_by_what_it_is_judged_by_to_an_error_of_at_most_a_twentieth(name: str) -> None:
+    record = artifact.read_spec(find(name)).provenance["calibration"]
+    assert record["ece"]["held_out"] <= 0.05
+    assert record["normaliser"] == NORMALISE_VERSION
 
 
 def test_the_commercial_guard_is_trained_on_permissive_data_alone_and_says_so() -> None:

@@ -130,6 +130,7 @@ def our_config(
         "train": [{"path": str(folder / "train.jsonl")}],
         "validation": [{"path": str(folder / "validation.jsonl")}],
         "test": [],
+        "keep_out": [],
         "split": "grouped",
         "eval_rows": validation,
         "epochs": epochs,

@@ -34,8 +34,8 @@ def finish_epoch(run: Run, epoch: int) -> None:
 
     Done again from the start if the run was killed within: the epoch counts once its last metrics line is written.
     """
-    rows = run.config.eval_rows
-    sets = [run.rows.train.sample(rows), run.rows.validation.sample(rows), *run.rows.tests]
+    # The validation rows are taken whole: the calibration stands on them.
+    sets = [run.rows.train.sample(run.config.eval_rows), run.rows.validation, *run.rows.tests]
     logits = {}
     for row_set in sets:
         logits[row_set.name] = _logits(run, row_set)
