@@ -114,6 +114,17 @@ def assert_same(one: Path, other: Path) -> None:
     assert (other / "guard" / "heads.safetensors").is_file()
 
 
+def test_the_loss_stands_on_softened_labels_where_the_run_asks_for_them(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    losses = []
+    for smoothing in (0.0, 0.9):
+        out = tmp_path / str(smoothing)
+        train(make_config(label_smoothing=smoothing), out)
+        losses.append(records(out / "steps.jsonl")[-1]["harmful_loss"])
+    assert losses[0] != losses[1]
+
+
 def test_prompts_of_a_set_to_keep_out_are_not_trained_on_and_the_set_is_not_scored(
     make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:

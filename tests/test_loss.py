@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from lora_guard.training.loss import label_counts, loss_terms, pos_weights
+from lora_guard.training.loss import label_counts, loss_terms, pos_weights, softened
 
 ONES = torch.ones(4)
 
@@ -42,6 +42,13 @@ def test_a_masked_label_moves_nothing(rows: int, seed: int) -> None:
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad[labels.isnan()] == 0).all()
     assert (logits.grad[~labels.isnan()] != 0).all()
+
+
+def test_smoothing_softens_harmfulness_alone_and_knows_no_more_labels_than_before() -> None:
+    labels = torch.tensor([[1.0, 1.0], [0.0, math.nan], [math.nan, 0.0]])
+    soft = softened(labels, 0.1)
+    assert torch.allclose(soft, torch.tensor([[0.95, 1.0], [0.05, math.nan], [math.nan, 0.0]]), equal_nan=True)
+    assert torch.equal(softened(labels, 0).nan_to_num(), labels.nan_to_num())
 
 
 @given(st.integers(2, 12), st.integers(1, 11), st.integers(0, 1000))

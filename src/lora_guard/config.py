@@ -132,6 +132,8 @@ class TrainConfig(_Strict):
     max_grad_norm: float | None = Field(1.0, gt=0)
     pos_weight_max: float | None = Field(20.0, ge=1)
     """Upper bound of negatives/positives; none when null."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Of harmfulness: a row's label is 1 - s/2 or s/2 instead of 1 or 0, since some labels are wrong."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``bf16``: autocast over fp32 adapters; ``auto``: bf16 where the device computes it natively."""
 

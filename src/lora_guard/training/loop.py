@@ -27,7 +27,7 @@ from lora_guard.progress import progress
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.training.checkpointing import checkpoint_layers
 from lora_guard.training.finish import finish_epoch, finish_run
-from lora_guard.training.loss import label_counts, loss_terms, pos_weights
+from lora_guard.training.loss import label_counts, loss_terms, pos_weights, softened
 from lora_guard.training.prefix_cache import PrefixCache
 from lora_guard.training.rows import RowSet, RunRows, prepare
 from lora_guard.training.run import Run, RunFolder
@@ -254,6 +254,7 @@ def _backward(run: Run, rows: RowSet, part: Sequence[int], counts: Tensor, *, la
     accelerator = run.accelerator
     indices = list(part) or [0]
     labels = rows.labels[indices] if part else torch.full_like(rows.labels[:1], math.nan)
+    labels = softened(labels, run.config.label_smoothing)
     device = accelerator.device
     synchronise = torch.enable_grad() if last else accelerator.no_sync(run.wrapped)
     with synchronise:

@@ -16,6 +16,16 @@ def label_counts(labels: Tensor) -> Tensor:
     return torch.stack([known[:, 0].sum(), known[:, 1:].sum()])
 
 
+def softened(labels: Tensor, smoothing: float) -> Tensor:
+    """Labels ``[rows, 1 + K]`` with 1 - s/2 and s/2 for 1 and 0 in the column of harmfulness, where s is ``smoothing``.
+
+    The categories stay: most are so rare that s/2 on every other row would outweigh their positives.
+    """
+    soft = labels.clone()
+    soft[:, 0] = labels[:, 0] * (1 - smoothing) + smoothing / 2
+    return soft
+
+
 def loss_terms(logits: Tensor, labels: Tensor, pos_weight: Tensor, counts: Tensor) -> Tensor:
     """This part's share of the two terms, ``[2]``; the shares of all parts of a global batch add up to its terms.
 
