@@ -123,10 +123,9 @@ def eval(
     markdown, left_out = evaluate_sets(loaded, [*(data or []), *(more or [])], suite, out, settings)
     print(markdown)
     if card:
-        from lora_guard.guard import find
         from lora_guard.training.card import evaluated
 
-        evaluated(find(guard), out)
+        evaluated(guard, out)
     if left_out:
         raise DataError(f"left out {len(left_out)} public sets: {'; '.join(left_out.values())}")
 
@@ -282,6 +281,7 @@ def serve(
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
     engine: EngineOption = "torch",
+    policy: PolicyOption = None,
 ) -> None:
     """Serve the chat model and its guard over HTTP, to OpenAI's clients and others; needs the extra serve."""
     try:
@@ -293,7 +293,7 @@ def serve(
 
     short = [f"{name}={value}" for name, value in (("host", host), ("port", port)) if value is not None]
     settings = ServeConfig.load(config, [*(set_ or []), *short])
-    run(settings, guard, base, allow_other_base=allow_other_base, engine=engine_name(engine))
+    run(settings, guard, base, allow_other_base=allow_other_base, engine=engine_name(engine), policy=policy)
 
 
 @_command

@@ -20,17 +20,26 @@ def serve(
     *,
     allow_other_base: bool = False,
     engine: EngineName = "torch",
+    policy: str | None = None,
 ) -> None:
     """Serve a guard; returns when the server has been told to stop and has drained.
 
+    Args:
+        config: of the server; further guards in it decide by their own default policies.
+        guard: a name, a folder or a hub id.
+        base: its chat model; where the guard says when None.
+        allow_other_base: serve it on weights that it was not made for.
+        engine: which runs it.
+        policy: whose thresholds decide; the guard's default policy when None.
+
     Raises:
-        ConfigError: no API keys where there must be some.
+        ConfigError: no API keys where there must be some, or no such policy.
         ArtifactError, ModelError: the guard or its base cannot be loaded.
         ResourceError: the audit log cannot be written, or the address is taken.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     keys = config.keys()
-    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base, engine=engine)
+    loaded = Guard.load(guard, base=base, allow_other_base=allow_other_base, engine=engine, policy=policy)
     others = {
         name: Guard.load(folder, on=loaded, allow_other_base=allow_other_base) for name, folder in config.guards.items()
     }

@@ -13,6 +13,7 @@ from lora_guard import files
 from lora_guard.artifact import CARD_FILE, GuardSpec
 from lora_guard.evaluation.metrics import shown
 from lora_guard.evaluation.report import verdict_on_controls
+from lora_guard.guard import find
 
 _TEMPLATE = """\
 ---
@@ -178,18 +179,19 @@ def with_calibration(card: str, spec: GuardSpec) -> str:
     return _with_section(card, _calibration(spec))
 
 
-def evaluated(guard: Path, out: Path) -> None:
+def evaluated(guard: str, out: Path) -> None:
     """Put what an evaluation wrote into a guard's card.
 
     Args:
-        guard: its folder.
-        out: the evaluation's.
+        guard: as ``--guard`` names it.
+        out: the folder of the evaluation.
 
     Raises:
+        ArtifactError: there is no such guard.
         ResourceError: the card cannot be written.
     """
-    path = guard / CARD_FILE
-    card = path.read_text("utf-8") if path.is_file() else f"# {guard.name}\n"
+    path = find(guard) / CARD_FILE
+    card = path.read_text("utf-8") if path.is_file() else f"# {guard}\n"
     files.write_text(path, with_evaluation(card, json.loads((out / "results.json").read_text("utf-8"))))
 
 
