@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from guards import tiny_guard_folder
 from tiny_gguf import tiny_gguf
 from typer.testing import CliRunner
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.extras
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A guard folder and its base's GGUF file."""
     monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
-    guard = tiny_guard_folder(tmp_path, adapter_kind="alora")
+    guard = tiny_guard_folder(tmp_path, adapter_kind="alora", max_length=400, strength=0.005)
     file = tiny_gguf(tmp_path / "base.gguf", base_model.load(str(tmp_path / "base")).model)
     return guard, file
 
@@ -162,6 +163,19 @@ def test_a_file_of_another_model_is_refused(made: tuple[Path, Path]) -> None:
         with pytest.raises(ArtifactError, match=message):
             Guard.load(guard, engine="llama-cpp", base=str(file))
         Guard.load(guard, engine="llama-cpp", base=str(file), allow_other_base=True)
+
+
+def test_scores_that_are_kept_belong_to_the_very_weights_that_gave_them(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    guard, file = made
+    model = base_model.load(str(tmp_path / "base")).model
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(1.001)
+    tuned = tiny_gguf(tmp_path / "tuned.gguf", model)
+    first, other = (Guard.load(guard, engine="llama-cpp", base=str(base)) for base in (file, tuned))
+    assert tuned.stat().st_size == file.stat().st_size
+    assert first.base_fingerprint != other.base_fingerprint
 
 
 def test_another_invocation_is_refused(made: tuple[Path, Path]) -> None:
