@@ -12,7 +12,7 @@ from guards import tiny_guard_folder
 from tiny_gguf import tiny_gguf
 from typer.testing import CliRunner
 
-from lora_guard import Conversation, Guard, base_model
+from lora_guard import Conversation, Guard, artifact, base_model
 from lora_guard.cli import app
 from lora_guard.errors import ArtifactError, InputError, ModelError
 
@@ -110,6 +110,21 @@ def own_flags(bundle: Path, file: Path) -> str:
     table = CliRunner().invoke(app, ["export", "--check", str(bundle), "--model", str(file)]).stdout
     assert "| test vectors | 108 |" in table
     return next(line for line in table.splitlines() if "own model that are flags" in line)
+
+
+def test_a_calibration_on_another_model_makes_no_guard_of_that_model(
+    made: tuple[Path, Path], rows: Path, tmp_path: Path
+) -> None:
+    guard, _ = made
+    model = base_model.load(str(tmp_path / "base")).model
+    with torch.no_grad():
+        model.get_decoder().norm.weight += 0.1
+    other, out = tiny_gguf(tmp_path / "other.gguf", model), tmp_path / "out"
+    result = calibrate("--guard", guard, "--base", other, "--allow-other-base", "--data", rows, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert artifact.read_spec(out).base == artifact.read_spec(guard).base
+    with pytest.raises(ArtifactError, match="has other norms"):
+        Guard.load(out, engine="llama-cpp", base=str(other))
 
 
 def test_an_export_replaces_nothing_but_a_bundle(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -141,8 +141,8 @@ def _cached(guard: Path, model: Model) -> Path:
             folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not (folder / SPEC_FILE).is_file():
-                bundle.write(folder, guard, shape_of(model), norms=model.norms)
+                bundle.write(folder, guard, shape_of(model))
     return folder
 
 
-_BUNDLE_VERSION = 1
+_BUNDLE_VERSION = 2

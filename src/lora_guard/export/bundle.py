@@ -58,7 +58,13 @@ class Bundle:
 
 
 def write(
-    folder: Path, guard: Path, base: BaseShape, *, norms: str, vectors: dict[str, Array] | None = None, card: str = ""
+    folder: Path,
+    guard: Path,
+    base: BaseShape,
+    *,
+    norms: str | None = None,
+    vectors: dict[str, Array] | None = None,
+    card: str = "",
 ) -> None:
     """Make a bundle of a guard folder, in one step.
 
@@ -66,7 +72,7 @@ def write(
         folder: replaced if it exists.
         guard: the guard folder.
         base: the shape of its chat model.
-        norms: the chat model's fingerprint by :mod:`lora_guard.norms`.
+        norms: :mod:`lora_guard.norms`' fingerprint of the model that the guard was trained for; the guard's when None.
         vectors: contents of ``test_vectors.safetensors``.
         card: contents of ``README.md``; none when empty.
 
@@ -90,7 +96,7 @@ def write(
         if vectors is not None:
             files.write_bytes(temporary / VECTORS_FILE, save(vectors))
         hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        base_reference = spec.base.model_copy(update={"norms": norms})
+        base_reference = spec.base.model_copy(update={"norms": norms or spec.base.norms})
         written = spec.model_copy(update={"form": "llama-cpp", "base": base_reference, "files": hashes})
         files.write_text(temporary / SPEC_FILE, written.model_dump_json(indent=2) + "\n")
         if card:
