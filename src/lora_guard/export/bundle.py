@@ -10,7 +10,6 @@
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from lora_guard.artifact import (
     WEIGHTS_FILE,
     GuardSpec,
     check_file,
+    read_adapter_config,
     read_checked,
     read_files,
     read_spec,
@@ -83,12 +83,12 @@ def write(
     spec, contents = read_files(guard)
     with files.new_folder(folder) as temporary:
         if spec.adapter != "none":
-            config = json.loads(contents[CONFIG_FILE])
+            config = read_adapter_config(guard / CONFIG_FILE)
             write_adapter(
                 temporary / ADAPTER_FILE,
                 read_peft(contents[WEIGHTS_FILE]),
-                alpha=config["lora_alpha"],
-                invocation=config["alora_invocation_tokens"],
+                alpha=config.lora_alpha,
+                invocation=config.alora_invocation_tokens,
                 base=base,
                 name=spec.name,
             )
