@@ -66,6 +66,11 @@ def test_a_guard_is_calibrated_on_the_device_engine_into_a_bundle_that_every_com
     words = ["--base", quantised, "--data", rows, "--out", out, "--target-fpr", "0.25"]
     result = calibrate("--guard", guard, *words)
     assert result.exit_code == 0, result.output
+    assert f"{out} has no test vectors" in result.stdout
+    assert (
+        "has no test_vectors.safetensors"
+        in CliRunner().invoke(app, ["export", "--check", str(out), "--model", str(quantised)]).stderr
+    )
     loaded = Guard.load(out, engine="llama-cpp", base=str(quantised))
     assert loaded.spec.provenance["calibration"]["base"] == loaded.base_fingerprint
     assert loaded.spec.calibration.prompt.harmful.fitted_on != "nothing"
@@ -98,6 +103,7 @@ def test_a_bundle_calibrated_in_its_place_keeps_its_files_and_its_test_vectors(
     flags = own_flags(out, file)
     result = calibrate("--guard", out, "--base", file, "--data", rows, "--out", out)
     assert result.exit_code == 0, result.output
+    assert "test vectors" not in result.stdout
     after = {path.name: path.read_bytes() for path in out.iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"guard.json", "README.md"}
     assert after.keys() == before.keys()
