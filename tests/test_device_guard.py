@@ -133,6 +133,15 @@ def test_a_calibration_on_another_model_makes_no_guard_of_that_model(
         Guard.load(out, engine="llama-cpp", base=str(other))
 
 
+def test_a_quantised_model_is_written_in_fp32_too(made: tuple[Path, Path], tmp_path: Path) -> None:
+    for source, kind in ((made[1], "Q8_0"), (tmp_path / "Q8_0.gguf", "F32")):
+        llama_cpp.quantise(source, tmp_path / f"{kind}.gguf", kind)
+        assert llama_cpp.Model(tmp_path / f"{kind}.gguf").file_type == llama_cpp.file_type_number(kind)
+    assert llama_cpp.file_type_number("F32") == llama_cpp.F32
+    with pytest.raises(ModelError, match=r"'F33' is unknown to llama\.cpp"):
+        llama_cpp.file_type_number("F33")
+
+
 def test_an_export_replaces_nothing_but_a_bundle(made: tuple[Path, Path], tmp_path: Path) -> None:
     guard, _ = made
     (tmp_path / "notes").mkdir()
