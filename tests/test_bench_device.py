@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,13 @@ def test_each_side_is_timed_and_weighed_and_says_the_same_tokens(
         assert report.figures[name].goal == goals.get(name)
     assert "tokens with and without checks: the same" in report.notes
     assert len(list((tmp_path / "cache" / "quantised").glob("*.gguf"))) == 2
-    assert json.loads(report.to_json({}))["bench"] == "device"
+    found = json.loads(report.to_json({}))
+    assert found["bench"] == "device"
+    script = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "device_picture.py"))
+    for name in ("a.svg", "b.svg"):
+        script["picture"](found, tmp_path / name)
+    assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 @pytest.mark.parametrize("side", device.SIDES)
