@@ -27,7 +27,7 @@ test: $(READY)  ## all tests that need no extra
 	@echo "not run: the tests that need an extra; make test-extras installs what they need"
 
 test-extras: $(VENV)/.extras  ## build and install the extras if need be, then the tests that need one
-	@$(PY) -m pytest -q -m extras
+	@$(PY) -m pytest -q -m extras -p tests.no_skips
 
 # pip keeps the wheel of llama.cpp that it builds below $$XDG_CACHE_HOME/pip: minutes the first time, seconds in the next .venv.
 $(VENV)/.extras: $(READY)

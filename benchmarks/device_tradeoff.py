@@ -143,7 +143,7 @@ def measure(plan: Plan, kinds: Sequence[str]) -> None:
     if left:
         own = own_scores(plan)
         if not begun:  # its vectors are what the guard's own model makes of texts
-            print(run.export(plan.guard, plan.bundle, base=plan.base, model=str(plan.source)), file=sys.stderr)
+            print(run.export(plan.guard, plan.bundle, base=plan.base, model=str(plan.source))[0], file=sys.stderr)
         found["own"] = {part.data.name: metrics(part) for part in own}
         began = time.monotonic()
         for done, kind in enumerate(left):

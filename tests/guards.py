@@ -33,10 +33,11 @@ def tiny_guard_folder(
     max_length: int = 128,
     threshold: float = 0.5,
     strength: float = 0.5,
+    modules: Sequence[str] | None = None,
 ) -> Path:
     """A guard folder below ``path``; its base, saved beside it, is named in guard.json by its absolute path.
 
-    ``strength`` is the standard deviation of the adapter's B.
+    ``strength`` is the standard deviation of the adapter's B; ``modules`` have the adapter, queries and values if None.
     """
     base_folder = tiny_folder(path / "base", architecture)
     base = base_model.load(str(base_folder))
@@ -46,7 +47,7 @@ def tiny_guard_folder(
     torch.manual_seed(0)
     attached: adapter.Adapter | None = None
     if adapter_kind != "none":
-        modules = ["qkv_proj"] if architecture == "phi3" else ["q_proj", "v_proj"]
+        modules = modules or (["qkv_proj"] if architecture == "phi3" else ["q_proj", "v_proj"])
         attached = adapter.attach(
             base.model, adapter.LoraShape(4, 8, 0.0, modules, invocation=ids if adapter_kind == "alora" else None)
         )

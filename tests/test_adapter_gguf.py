@@ -1,5 +1,6 @@
 """The adapter file says what llama.cpp asks for, by llama.cpp's names and in its order of rows."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from lora_guard.errors import ArtifactError
-from lora_guard.export.adapter_gguf import BaseShape, architecture_of, read_peft, write_adapter
+from lora_guard.export.adapter_gguf import BaseShape, architecture_of, read_floats, write_adapter
 from lora_guard.norms import ARCHITECTURES
 
 BASE = BaseShape("llama", layers=2, heads=4, kv_heads=2)
@@ -80,11 +81,19 @@ def test_a_model_type_without_a_mapping_is_refused_and_the_allowed_are_named() -
 def test_weights_are_read_without_torch_as_torch_reads_them(values: list[float]) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         tensor = torch.tensor([values]).to(dtype)
-        found = read_peft(save({"a": tensor.clone(), "b": tensor}, metadata={"format": "pt"}))
+        found = read_floats(Path("x"), save({"a": tensor.clone(), "b": tensor}, metadata={"format": "pt"}))
         assert found.keys() == {"a", "b"}
         assert np.array_equal(found["b"], tensor.float().numpy())
 
 
 def test_another_dtype_is_refused() -> None:
     with pytest.raises(ArtifactError, match="'a' is of dtype I32"):
-        read_peft(save({"a": torch.ones(2, dtype=torch.int32)}))
+        read_floats(Path("x"), save({"a": torch.ones(2, dtype=torch.int32)}))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-3], lambda data: data[:20], lambda data: data[8:], lambda _: b""]
+)
+def test_what_is_no_safetensors_file_is_one_clear_line(change: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(ArtifactError, match="heads is not a safetensors file"):
+        read_floats(Path("heads"), change(save({"a": torch.ones(2)})))

@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,31 @@ def test_each_side_is_timed_and_weighed_and_says_the_same_tokens(
         assert report.figures[name].goal == goals.get(name)
     assert "tokens with and without checks: the same" in report.notes
     assert len(list((tmp_path / "cache" / "quantised").glob("*.gguf"))) == 2
-    assert json.loads(report.to_json({}))["bench"] == "device"
+    found = json.loads(report.to_json({}))
+    assert found["bench"] == "device"
+    script = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "device_picture.py"))
+    for name in ("a.svg", "b.svg"):
+        script["picture"](found, tmp_path / name)
+    assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+@pytest.mark.parametrize("side", device.SIDES)
+def test_the_allocator_is_set_alike_on_every_side_before_anything_is_loaded(
+    side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lora_guard.bench import device_probe
+
+    monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
+    folder = tiny_guard_folder(tmp_path, adapter_kind="alora")
+    file = str(tiny_gguf(tmp_path / "base.gguf", base_model.load(str(tmp_path / "base")).model))
+    order: list[str] = []
+    read_rows = device_probe.read_rows
+    monkeypatch.setattr(device_probe, "suit_llama_cpp", lambda environment: order.append("allocator"))
+    monkeypatch.setattr(device_probe, "read_rows", lambda *words: order.append("rows") or read_rows(*words))
+    device_probe.main(side, str(folder), file, file, "0")
+    assert order == ["allocator", "rows"]
+    assert json.loads(capsys.readouterr().out)["peak"] > 0
 
 
 def test_a_check_is_timed_whole_and_with_each_part_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """A bundle is written in one step and read with every file checked; a guard folder and a bundle are told apart."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +52,31 @@ def test_a_damaged_or_missing_file_is_named(folder: Path) -> None:
         with pytest.raises(ArtifactError, match=re.escape(name) + " cannot be read"):
             bundle.read_vectors(bundle.read(folder))
         (folder / name).write_bytes(content)
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("r", 0), ("lora_alpha", None), ("peft_type", "IA3"), ("use_dora", True), ("alora_invocation_tokens", ["x"])]
+    + [(field, MISSING) for field in ("peft_type", "r", "lora_alpha", "target_modules")],
+)
+def test_a_wrong_adapter_config_is_the_torch_engines_line(field: str, value: Any, tmp_path: Path) -> None:
+    guard = tiny_guard_folder(tmp_path)
+    config, spec = (json.loads((guard / name).read_text("utf-8")) for name in ("adapter_config.json", "guard.json"))
+    config[field] = value
+    config = {name: found for name, found in config.items() if found is not MISSING}
+    content = json.dumps(config).encode()
+    (guard / "adapter_config.json").write_bytes(content)
+    spec["files"]["adapter_config.json"] = hashlib.sha256(content).hexdigest()
+    (guard / "guard.json").write_text(json.dumps(spec), "utf-8")
+    with pytest.raises(ArtifactError, match=rf"adapter_config\.json: field '{field}") as refused:
+        bundle.write(tmp_path / "bundle", guard, BASE)
+    with pytest.raises(ArtifactError) as expected:
+        Guard.load(guard)
+    assert str(refused.value) == str(expected.value)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_and_a_guard_folder_are_not_mistaken_for_each_other(guard: Path, folder: Path) -> None:

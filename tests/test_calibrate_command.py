@@ -136,7 +136,7 @@ def test_the_table_fits_80_columns_with_thousands_of_rows_and_names_in_one_piece
         {"target": target, "head": "harmfulness", **wide, "ece": error, "thresholds": thresholds}
         for target in ("prompt", "response")
     ]
-    show({"ece": error, "heads": heads}, as_json=False)
+    show({"ece": error, "heads": heads, "note": None}, as_json=False)
     shown = capsys.readouterr().out
     assert shown.count("harmfulness ") == 2
     assert shown.count("12345*") == 2

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from guards import tiny_guard_folder
 from tiny_gguf import tiny_gguf
 from typer.testing import CliRunner
 
-from lora_guard import Conversation, Guard, base_model
+from lora_guard import Conversation, Guard, artifact, base_model
 from lora_guard.cli import app
 from lora_guard.errors import ArtifactError, InputError, ModelError
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.extras
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A guard folder and its base's GGUF file."""
     monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
-    guard = tiny_guard_folder(tmp_path, adapter_kind="alora")
+    guard = tiny_guard_folder(tmp_path, adapter_kind="alora", max_length=400, strength=0.005)
     file = tiny_gguf(tmp_path / "base.gguf", base_model.load(str(tmp_path / "base")).model)
     return guard, file
 
@@ -65,6 +66,11 @@ def test_a_guard_is_calibrated_on_the_device_engine_into_a_bundle_that_every_com
     words = ["--base", quantised, "--data", rows, "--out", out, "--target-fpr", "0.25"]
     result = calibrate("--guard", guard, *words)
     assert result.exit_code == 0, result.output
+    assert f"{out} has no test vectors" in result.stdout
+    assert (
+        "has no test_vectors.safetensors"
+        in CliRunner().invoke(app, ["export", "--check", str(out), "--model", str(quantised)]).stderr
+    )
     loaded = Guard.load(out, engine="llama-cpp", base=str(quantised))
     assert loaded.spec.provenance["calibration"]["base"] == loaded.base_fingerprint
     assert loaded.spec.calibration.prompt.harmful.fitted_on != "nothing"
@@ -97,6 +103,7 @@ def test_a_bundle_calibrated_in_its_place_keeps_its_files_and_its_test_vectors(
     flags = own_flags(out, file)
     result = calibrate("--guard", out, "--base", file, "--data", rows, "--out", out)
     assert result.exit_code == 0, result.output
+    assert "test vectors" not in result.stdout
     after = {path.name: path.read_bytes() for path in out.iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"guard.json", "README.md"}
     assert after.keys() == before.keys()
@@ -109,6 +116,30 @@ def own_flags(bundle: Path, file: Path) -> str:
     table = CliRunner().invoke(app, ["export", "--check", str(bundle), "--model", str(file)]).stdout
     assert "| test vectors | 108 |" in table
     return next(line for line in table.splitlines() if "own model that are flags" in line)
+
+
+def test_a_calibration_on_another_model_makes_no_guard_of_that_model(
+    made: tuple[Path, Path], rows: Path, tmp_path: Path
+) -> None:
+    guard, _ = made
+    model = base_model.load(str(tmp_path / "base")).model
+    with torch.no_grad():
+        model.get_decoder().norm.weight += 0.1
+    other, out = tiny_gguf(tmp_path / "other.gguf", model), tmp_path / "out"
+    result = calibrate("--guard", guard, "--base", other, "--allow-other-base", "--data", rows, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert artifact.read_spec(out).base == artifact.read_spec(guard).base
+    with pytest.raises(ArtifactError, match="has other norms"):
+        Guard.load(out, engine="llama-cpp", base=str(other))
+
+
+def test_a_quantised_model_is_written_in_fp32_too(made: tuple[Path, Path], tmp_path: Path) -> None:
+    for source, kind in ((made[1], "Q8_0"), (tmp_path / "Q8_0.gguf", "F32")):
+        llama_cpp.quantise(source, tmp_path / f"{kind}.gguf", kind)
+        assert llama_cpp.Model(tmp_path / f"{kind}.gguf").file_type == llama_cpp.file_type_number(kind)
+    assert llama_cpp.file_type_number("F32") == llama_cpp.F32
+    with pytest.raises(ModelError, match=r"'F33' is unknown to llama\.cpp"):
+        llama_cpp.file_type_number("F33")
 
 
 def test_an_export_replaces_nothing_but_a_bundle(made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -162,6 +193,19 @@ def test_a_file_of_another_model_is_refused(made: tuple[Path, Path]) -> None:
         with pytest.raises(ArtifactError, match=message):
             Guard.load(guard, engine="llama-cpp", base=str(file))
         Guard.load(guard, engine="llama-cpp", base=str(file), allow_other_base=True)
+
+
+def test_scores_that_are_kept_belong_to_the_very_weights_that_gave_them(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    guard, file = made
+    model = base_model.load(str(tmp_path / "base")).model
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(1.001)
+    tuned = tiny_gguf(tmp_path / "tuned.gguf", model)
+    first, other = (Guard.load(guard, engine="llama-cpp", base=str(base)) for base in (file, tuned))
+    assert tuned.stat().st_size == file.stat().st_size
+    assert first.base_fingerprint != other.base_fingerprint
 
 
 def test_another_invocation_is_refused(made: tuple[Path, Path]) -> None:

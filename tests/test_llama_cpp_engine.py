@@ -62,6 +62,33 @@ def test_every_architecture_gives_the_torch_engines_scores(architecture: str, ki
         assert other.categories == pytest.approx(one.categories, abs=tolerance)
 
 
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]  # phi3's names for the same
+
+
+def scores_of(guard: Guard) -> Any:
+    found = guard.engine.score([PROMPT, ANSWER], ["prompt", "response"])
+    return np.array([[row.harmful, *row.categories] for row in found])
+
+
+@pytest.mark.parametrize("kind", ["lora", "alora"])
+@pytest.mark.parametrize(
+    ("architecture", "modules"),
+    [("llama", [module]) for module in MODULES]
+    + [("phi3", [module]) for module in FUSED]
+    + [(name, FUSED if name == "phi3" else MODULES) for name in ARCHITECTURES],
+    ids=str,
+)
+def test_an_adapter_on_any_layer_gives_the_torch_engines_scores(
+    architecture: str, modules: list[str], kind: str, tmp_path: Path
+) -> None:
+    plain, device = pair(tmp_path, architecture, kind, modules=modules, strength=0.05)
+    expected, found = scores_of(plain), scores_of(device)
+    device.engine.adapter = None
+    effect = np.abs(scores_of(device) - expected).max()  # a wrong order of rows would be as large
+    assert np.abs(found - expected).max() < 0.01 * effect
+
+
 def test_the_adapter_counts(tmp_path: Path) -> None:
     _, with_adapter = pair(tmp_path / "a", kind="alora")
     bare = with_adapter.engine.score([PROMPT], ["prompt"])[0].harmful

@@ -53,13 +53,50 @@ def test_other_weights_and_another_alignment_change_nothing(tmp_path: Path) -> N
     assert [norms.of_gguf(file) for file in files] == [expected] * 2
 
 
+def test_files_of_one_model_and_size_are_told_apart_by_any_tensor_and_by_the_vocabulary(tmp_path: Path) -> None:
+    model = tiny_model()
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
+    plain = tiny_gguf(tmp_path / "plain.gguf", model)
+    same, recognised = norms.of_file(plain), norms.of_gguf(plain)
+    assert norms.of_file(tiny_gguf(tmp_path / "again.gguf", model)) == same
+    found = {same}
+    for name in names:
+        with torch.no_grad():
+            model.get_parameter(name).mul_(1.001)
+        file = tiny_gguf(tmp_path / "tuned.gguf", model)
+        assert file.stat().st_size == plain.stat().st_size
+        assert norms.of_gguf(file) == recognised
+        found.add(norms.of_file(file))
+    swapped = plain.read_bytes().replace(b"[unused 1]", b"[unused_1]")
+    (tmp_path / "swapped.gguf").write_bytes(swapped)
+    found.add(norms.of_file(tmp_path / "swapped.gguf"))
+    assert len(found) == len(names) + 2
+
+
+def test_a_large_tensor_is_sampled_all_along(tmp_path: Path) -> None:
+    found = set()
+    for changed in (None, 0, 1 << 20, 2 << 20):
+        values = np.zeros(3 << 20, np.int8)
+        if changed is not None:
+            values[changed] = 1
+        writer = gguf.GGUFWriter(tmp_path / "large.gguf", "llama")
+        writer.add_tensor("token_embd.weight", values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        found.add(norms.of_file(tmp_path / "large.gguf"))
+    assert len(found) == 4
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"GGUF", b"PK" + bytes(64), b"GGUF\x03\0\0\0" + b"\xff" * 40, NO_ALIGNMENT, NESTED, ENDLESS]
 )
 def test_a_file_of_another_kind_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.gguf cannot be read as a GGUF file"):
-        norms.of_gguf(tmp_path / "model.gguf")
+    for read in (norms.of_gguf, norms.of_file):
+        with pytest.raises(ModelError, match=r"model\.gguf cannot be read as a GGUF file"):
+            read(tmp_path / "model.gguf")
 
 
 def test_a_file_cut_short_is_one_clear_line(tmp_path: Path) -> None:

@@ -39,17 +39,31 @@ def test_what_export_measured_is_in_the_readme_and_a_check_finds_it_again(made: 
     assert result.stdout.strip() in (folder / "README.md").read_text("utf-8")
 
 
-def test_the_check_fails_on_weights_that_differ_a_little(made: tuple[Path, Path], tmp_path: Path) -> None:
-    folder, _ = made
-    model = base_model.load(str(folder.parent / "base")).model
+@pytest.fixture
+def altered(made: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A GGUF file of the base model whose weights differ a little from the guard's."""
+    model = base_model.load(str(made[0].parent / "base")).model
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "down_proj" in name:
                 parameter += 0.02
-    file = tiny_gguf(tmp_path / "other.gguf", model)
-    result = CliRunner().invoke(app, ["export", "--check", str(folder), "--model", str(file)])
+    return tiny_gguf(tmp_path / "altered.gguf", model)
+
+
+def test_the_check_fails_on_weights_that_differ_a_little(made: tuple[Path, Path], altered: Path) -> None:
+    result = CliRunner().invoke(app, ["export", "--check", str(made[0]), "--model", str(altered)])
     assert result.exit_code == 1
     assert "FAILED" in result.stdout
+
+
+def test_an_export_that_fails_its_own_measurement_says_so_and_keeps_the_bundle(
+    made: tuple[Path, Path], altered: Path, tmp_path: Path
+) -> None:
+    guard, out = made[0].parent / "guard", tmp_path / "bundle"
+    result = CliRunner().invoke(app, ["export", str(out), "--guard", str(guard), "--model", str(altered)])
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+    assert "FAILED" in (out / "README.md").read_text("utf-8")
 
 
 def test_another_base_is_refused_by_its_norms(made: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,22 +11,20 @@ docs/decisions/0004-own-low-rank-layers.md.
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from lora_guard.artifact import CONFIG_FILE, WEIGHTS_FILE
+from lora_guard.artifact import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, read_adapter_config
 from lora_guard.errors import ArtifactError, ConfigError, allowed
 from lora_guard.sharding import whole
 
@@ -151,7 +149,7 @@ def attach_saved(
     Raises:
         ArtifactError: the config cannot be read, or keys or shapes differ from what the model and config ask for.
     """
-    shape = _read_config(folder / CONFIG_FILE)
+    shape = _shape(read_adapter_config(folder / CONFIG_FILE))
     if shape.invocation != invocation:
         raise ArtifactError(
             f"{folder / CONFIG_FILE}: alora_invocation_tokens is {shape.invocation}; allowed: {invocation}, the "
@@ -278,36 +276,7 @@ class _Switch:
         self.on = to
 
 
-class _Config(BaseModel):
-    """What we read of ``adapter_config.json``; what PEFT adds and we do not have must be absent or off."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    peft_type: Literal["LORA"]
-    r: int = Field(ge=1)
-    lora_alpha: float = Field(gt=0)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: list[str]
-    layers_to_transform: list[int] | None = None
-    alora_invocation_tokens: list[int] | None = None
-    bias: Literal["none"] = "none"
-    fan_in_fan_out: Literal[False] | None = None
-    use_rslora: Literal[False] | None = None
-    use_dora: Literal[False] | None = None
-    lora_bias: Literal[False] | None = None
-    rank_pattern: dict[str, int] | None = Field(default=None, max_length=0)
-    alpha_pattern: dict[str, int] | None = Field(default=None, max_length=0)
-    modules_to_save: list[str] | None = Field(default=None, max_length=0)
-
-
-def _read_config(path: Path) -> LoraShape:
-    try:
-        config = _Config.model_validate(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValidationError):
-            problem = error.errors()[0]
-            raise ArtifactError(f"{path}: field {'.'.join(map(str, problem['loc']))!r}: {problem['msg']}") from error
-        raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from error
+def _shape(config: AdapterConfig) -> LoraShape:
     return LoraShape(
         r=config.r,
         alpha=config.lora_alpha,

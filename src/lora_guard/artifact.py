@@ -83,6 +83,28 @@ class GuardSpec(_Strict):
     """File name -> sha256, of every file that decides a score."""
 
 
+class AdapterConfig(BaseModel):
+    """What we read of ``adapter_config.json``; what PEFT adds and we do not have must be absent or off."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str]
+    layers_to_transform: list[int] | None = None
+    alora_invocation_tokens: list[int] | None = None
+    bias: Literal["none"] = "none"
+    fan_in_fan_out: Literal[False] | None = None
+    use_rslora: Literal[False] | None = None
+    use_dora: Literal[False] | None = None
+    lora_bias: Literal[False] | None = None
+    rank_pattern: dict[str, int] | None = Field(default=None, max_length=0)
+    alpha_pattern: dict[str, int] | None = Field(default=None, max_length=0)
+    modules_to_save: list[str] | None = Field(default=None, max_length=0)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A guard folder that was read: the spec and the tensors, checked but not yet attached to a model."""
@@ -218,9 +240,26 @@ def read_spec(folder: Path) -> GuardSpec:
     try:
         return GuardSpec.model_validate(raw)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ArtifactError(f"{path}: field {where!r}: {problem['msg']}") from error
+        raise _refused(path, error) from error
+
+
+def read_adapter_config(path: Path) -> AdapterConfig:
+    """Read ``adapter_config.json``.
+
+    Raises:
+        ArtifactError: it cannot be read, or a field is missing or wrong.
+    """
+    try:
+        return AdapterConfig.model_validate(json.loads(path.read_text("utf-8")))
+    except ValidationError as error:
+        raise _refused(path, error) from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _refused(path: Path, error: ValidationError) -> ArtifactError:
+    problem = error.errors()[0]
+    return ArtifactError(f"{path}: field {'.'.join(map(str, problem['loc']))!r}: {problem['msg']}")
 
 
 def _write_all(folder: Path, contents: dict[str, bytes], spec: GuardSpec, card: str) -> None:

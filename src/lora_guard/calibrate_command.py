@@ -18,6 +18,7 @@ from lora_guard.data.split import fold
 from lora_guard.errors import ConfigError, DataError
 from lora_guard.evaluation.calibrate import fit, held_out_scores, scores
 from lora_guard.evaluation.metrics import Bools, Floats, point_metrics
+from lora_guard.export.bundle import VECTORS_FILE
 from lora_guard.guard import Guard, engine_name, find
 from lora_guard.normalise import NORMALISE_VERSION
 from lora_guard.progress import progress
@@ -78,6 +79,7 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
         ``heads``: for each target and head the calibrator's fields, ``target``, ``head``, and ``ece``; and ``ece`` of
         harmfulness on the rows of both targets. Each is ``{"before", "held_out"}``: the error of the guard's old
         calibration, and of a fit on the half of the prompts that a row is not among; None without labelled rows.
+        ``note``: what a bundle lacks that was made of a guard folder; else None.
 
     Raises:
         ConfigError: ``out`` is something else than a guard of this engine.
@@ -109,7 +111,12 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
     card = folder / artifact.CARD_FILE
     before_card = card.read_text("utf-8") if card.is_file() else f"# {spec.name}\n"
     artifact.rewrite(folder, out, spec, card=with_calibration(before_card, spec))
-    return {"ece": error, "heads": _heads(fitted, targets, labels, found)}
+    note = None
+    if spec.form == "llama-cpp" and VECTORS_FILE not in spec.files:
+        note = (
+            f"{out} has no test vectors, which 'export' writes: to have it checked, export first, then calibrate that"
+        )
+    return {"ece": error, "heads": _heads(fitted, targets, labels, found), "note": note}
 
 
 def show(summary: dict[str, Any], *, as_json: bool) -> None:
@@ -127,6 +134,8 @@ def show(summary: dict[str, Any], *, as_json: bool) -> None:
         "calibration error on the target's rows, before→after, the latter on prompts that\n"
         "the fit did not see. Last columns: each policy's threshold."
     )
+    if summary["note"]:
+        console.print("", f"Note: {summary['note']}.", sep="\n", soft_wrap=True)
 
 
 def _table(target: Target, rows: Sequence[dict[str, Any]]) -> Table:

@@ -326,9 +326,9 @@ def export(
         print(run.export_for_peft(find(guard), out, base=base, data=data))
         return
     if out is not None:
-        print(run.export(find(guard), out, base=base, model=model, data=data))
-        return
-    found, passed = run.check(Path(str(check)), model or "default")
+        found, passed = run.export(find(guard), out, base=base, model=model, data=data)
+    else:
+        found, passed = run.check(Path(str(check)), model or "default")
     print(found)
     if not passed:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Recognises a chat model's weights in any file and precision by its norms, which no quantisation changes.
+"""Recognises a chat model in any file and precision by its norms, and tells its GGUF files from one another.
 
 llama.cpp keeps one-dimensional tensors in fp32 whatever the file's type, and training a model changes them.
 docs/decisions/0009-a-bundle-names-its-base-by-norms.md says what this can and cannot tell apart.
@@ -7,9 +7,11 @@ docs/decisions/0009-a-bundle-names-its-base-by-norms.md says what this can and c
 import hashlib
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,16 +71,57 @@ def of_gguf(path: Path) -> str:
     Raises:
         ModelError: the file is not a GGUF file of version 2 or 3, or has no norms in fp32.
     """
-    try:
-        with path.open("rb") as file:
-            norms = _norms(file)
-    except (OSError, ValueError, ArithmeticError, struct.error) as error:
-        raise ModelError(f"{path} cannot be read as a GGUF file: {error}; allowed: a .gguf chat model") from error
+    with _opened(path) as (file, tensors):
+        norms = {
+            name: _vector(file, tensor.place, tensor.sizes[0])
+            for name, tensor in tensors.items()
+            if name.endswith(_NORM) and tensor.kind == _F32 and len(tensor.sizes) == 1
+        }
     if not norms:
         raise ModelError(f"{path} has no norms in fp32; allowed: a .gguf chat model with normalised layers")
     return fingerprint(norms)
 
 
+def of_file(path: Path) -> str:
+    """``sha256:…`` of a GGUF file's size, its header and a sample of each tensor: 4 KiB at its start and every MiB.
+
+    Files of one model in other quantisations, or of a fine-tune, differ in it though their norms may not. Reading all
+    would take seconds with a large model; a change of fewer numbers than lie between two samples may go unseen.
+
+    Raises:
+        ModelError: the file is not a GGUF file of version 2 or 3.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size}\n".encode())
+    with _opened(path) as (file, tensors):
+        starts = sorted({tensor.place for tensor in tensors.values()})
+        blocks = range(0, min([*starts, size]), _SAMPLE)  # the header, whole: its vocabulary decides the tokens
+        samples = (range(start, end, _STRIDE) for start, end in pairwise([*starts, size]))
+        for place in chain(blocks, *samples):
+            file.seek(place)
+            digest.update(file.read(_SAMPLE))
+    return f"sha256:{digest.hexdigest()}"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, dict[str, "_Tensor"]]]:
+    """The file, open, and its tensors by name; what cannot be read, there or in the block, is one clear line."""
+    try:
+        with path.open("rb") as file:
+            yield file, _tensors(file)
+    except (OSError, ValueError, ArithmeticError, struct.error) as error:
+        raise ModelError(f"{path} cannot be read as a GGUF file: {error}; allowed: a .gguf chat model") from error
+
+
+class _Tensor(NamedTuple):
+    """A tensor of a GGUF file: its type by GGML's number, its sizes, and the place of its first byte in the file."""
+
+    kind: int
+    sizes: tuple[int, ...]
+    place: int
+
+
+_SAMPLE, _STRIDE = 4 << 10, 1 << 20
 _NORM = "norm.weight"
 _F32 = 0
 _STRING, _ARRAY = 8, 9
@@ -87,7 +130,7 @@ _ALIGNMENT_KEY = "general.alignment"
 _LONGEST = 1 << 28  # bytes of one text or norm; a damaged length would ask for more memory than there is
 
 
-def _norms(file: BinaryIO) -> dict[str, Array]:
+def _tensors(file: BinaryIO) -> dict[str, _Tensor]:
     magic, version, tensors, entries = _read(file, "4sIQQ")
     if magic != b"GGUF" or version not in (2, 3):
         raise ValueError(f"it begins with {magic!r}, version {version}")
@@ -99,16 +142,15 @@ def _norms(file: BinaryIO) -> dict[str, Array]:
             (alignment,) = _read(file, "I")
         else:
             _skip(file, kind)
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, _Tensor] = {}
     for _ in range(tensors):
         name = _text(file)
         (dimensions,) = _read(file, "I")
         sizes = _read(file, f"{dimensions}Q")
         kind, offset = _read(file, "IQ")
-        if name.endswith(_NORM) and kind == _F32 and dimensions == 1:
-            found[name] = (offset, sizes[0])
-    start = -(-file.tell() // alignment) * alignment
-    return {name: _vector(file, start + offset, size) for name, (offset, size) in found.items()}
+        found[name] = _Tensor(kind, sizes, offset)
+    start = -(-file.tell() // alignment) * alignment  # where the tensors' offsets count from
+    return {name: tensor._replace(place=start + tensor.place) for name, tensor in found.items()}
 
 
 def _vector(file: BinaryIO, place: int, size: int) -> Array:

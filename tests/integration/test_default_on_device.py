@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lora_guard import Conversation, Guard
 from lora_guard.cli import app
 
-pytest.importorskip("llama_cpp")
+pytest.importorskip("llama_cpp", reason="needs the extra 'device'; make test-extras builds it")
 pytestmark = [pytest.mark.integration, pytest.mark.extras]
 
 TEXTS = (

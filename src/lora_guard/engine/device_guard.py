@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lora_guard import files
+from lora_guard import files, norms
 from lora_guard.artifact import SPEC_FILE, GuardSpec, read_spec
 from lora_guard.default_model import DEFAULT, cache_folder, packaged
 from lora_guard.engine.llama_cpp import Adapter, Model
@@ -42,9 +42,7 @@ def load(
     spec = read_spec(folder)
     model = checked_model(spec, folder, base or spec.base.name, allow_other_base=allow_other_base)
     read = bundle.read(folder if spec.form == "llama-cpp" else _cached(folder, model))
-    # Norms are alike in every quantisation; the sizes differ.
-    fingerprint = f"gguf:{model.norms}:{model.path.stat().st_size}"
-    return read.spec, engine(read, model), None, fingerprint
+    return read.spec, engine(read, model), None, f"gguf:{norms.of_file(model.path)}"
 
 
 def as_bundle(folder: Path, *, base: str | None = None, allow_other_base: bool = False) -> Path:
@@ -143,8 +141,8 @@ def _cached(guard: Path, model: Model) -> Path:
             folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not (folder / SPEC_FILE).is_file():
-                bundle.write(folder, guard, shape_of(model), norms=model.norms)
+                bundle.write(folder, guard, shape_of(model))
     return folder
 
 
-_BUNDLE_VERSION = 1
+_BUNDLE_VERSION = 2

@@ -276,9 +276,9 @@ def file_type_number(file_type: str) -> int:
     Raises:
         ModelError: no such type.
     """
-    number = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{file_type}", None)
+    number = F32 if file_type == "F32" else getattr(llama, f"LLAMA_FTYPE_MOSTLY_{file_type}", None)
     if number is None:
-        raise ModelError(f"file type {file_type!r} is unknown to llama.cpp; allowed: F16, Q8_0, Q4_K_M and the like")
+        raise ModelError(f"file type {file_type!r} is unknown to llama.cpp; allowed: F32, Q8_0, Q4_K_M and the like")
     return int(number)
 
 

@@ -95,17 +95,25 @@ def write_adapter(
         writer.close()
 
 
-def read_peft(weights: bytes) -> dict[str, Array]:
-    """The tensors of ``adapter_model.safetensors`` as numpy arrays, without torch: bf16 and fp16 become fp32.
+def read_floats(path: Path, data: bytes) -> dict[str, Array]:
+    """The tensors of a safetensors file as numpy arrays: bf16 and fp16 become fp32.
+
+    Without torch, for numpy has no bf16, and without safetensors' library, which would lie in a device's memory.
+
+    Args:
+        path: of the file, for the error.
+        data: its contents.
 
     Raises:
-        ArtifactError: a tensor of another dtype.
+        ArtifactError: it is no such file, or has a tensor of another dtype.
     """
-    length = int.from_bytes(weights[:8], "little")
-    header: dict[str, Any] = json.loads(weights[8 : 8 + length])
-    header.pop("__metadata__", None)
-    data = memoryview(weights)[8 + length :]
-    return {name: _array(name, entry, data) for name, entry in header.items()}
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header: dict[str, Any] = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        return {name: _array(name, entry, memoryview(data)[8 + length :]) for name, entry in header.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _array(name: str, entry: Mapping[str, Any], data: memoryview) -> Array:

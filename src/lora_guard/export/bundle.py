@@ -10,15 +10,12 @@
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from lora_guard import files
 from lora_guard.artifact import (
@@ -30,12 +27,13 @@ from lora_guard.artifact import (
     WEIGHTS_FILE,
     GuardSpec,
     check_file,
+    read_adapter_config,
     read_checked,
     read_files,
     read_spec,
 )
 from lora_guard.errors import ArtifactError
-from lora_guard.export.adapter_gguf import BaseShape, read_peft, write_adapter
+from lora_guard.export.adapter_gguf import BaseShape, read_floats, write_adapter
 
 Array = NDArray[Any]
 
@@ -58,7 +56,13 @@ class Bundle:
 
 
 def write(
-    folder: Path, guard: Path, base: BaseShape, *, norms: str, vectors: dict[str, Array] | None = None, card: str = ""
+    folder: Path,
+    guard: Path,
+    base: BaseShape,
+    *,
+    norms: str | None = None,
+    vectors: dict[str, Array] | None = None,
+    card: str = "",
 ) -> None:
     """Make a bundle of a guard folder, in one step.
 
@@ -66,7 +70,7 @@ def write(
         folder: replaced if it exists.
         guard: the guard folder.
         base: the shape of its chat model.
-        norms: the chat model's fingerprint by :mod:`lora_guard.norms`.
+        norms: :mod:`lora_guard.norms`' fingerprint of the model that the guard was trained for; the guard's when None.
         vectors: contents of ``test_vectors.safetensors``.
         card: contents of ``README.md``; none when empty.
 
@@ -77,20 +81,22 @@ def write(
     spec, contents = read_files(guard)
     with files.new_folder(folder) as temporary:
         if spec.adapter != "none":
-            config = json.loads(contents[CONFIG_FILE])
+            config = read_adapter_config(guard / CONFIG_FILE)
             write_adapter(
                 temporary / ADAPTER_FILE,
-                read_peft(contents[WEIGHTS_FILE]),
-                alpha=config["lora_alpha"],
-                invocation=config["alora_invocation_tokens"],
+                read_floats(guard / WEIGHTS_FILE, contents[WEIGHTS_FILE]),
+                alpha=config.lora_alpha,
+                invocation=config.alora_invocation_tokens,
                 base=base,
                 name=spec.name,
             )
         files.write_bytes(temporary / HEADS_FILE, contents[HEADS_FILE])
         if vectors is not None:
+            from safetensors.numpy import save
+
             files.write_bytes(temporary / VECTORS_FILE, save(vectors))
         hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        base_reference = spec.base.model_copy(update={"norms": norms})
+        base_reference = spec.base.model_copy(update={"norms": norms or spec.base.norms})
         written = spec.model_copy(update={"form": "llama-cpp", "base": base_reference, "files": hashes})
         files.write_text(temporary / SPEC_FILE, written.model_dump_json(indent=2) + "\n")
         if card:
@@ -125,13 +131,18 @@ def read_vectors(bundle: Bundle) -> dict[str, Array]:
     """
     if VECTORS_FILE not in bundle.spec.files:
         raise ArtifactError(f"{bundle.folder} has no {VECTORS_FILE}; needed: a bundle that 'lora-guard export' wrote")
-    return _load(
-        bundle.folder / VECTORS_FILE, read_checked(bundle.folder / VECTORS_FILE, bundle.spec.files[VECTORS_FILE])
-    )
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path = bundle.folder / VECTORS_FILE
+    try:
+        return load(read_checked(path, bundle.spec.files[VECTORS_FILE]))
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _heads(path: Path, data: bytes, spec: GuardSpec) -> dict[str, Array]:
-    heads = _load(path, data)
+    heads = read_floats(path, data)
     outputs = len(spec.taxonomy["categories"]) + spec.heads.harmful
     expected = {"weight": (outputs, spec.base.hidden_size)} | ({"bias": (outputs,)} if spec.heads.bias else {})
     found = {name: tensor.shape for name, tensor in heads.items()}
@@ -139,14 +150,7 @@ def _heads(path: Path, data: bytes, spec: GuardSpec) -> dict[str, Array]:
         raise ArtifactError(f"{path} holds tensors of shapes {found}; allowed: {expected}")
     if not all(np.isfinite(tensor).all() for tensor in heads.values()):
         raise ArtifactError(f"{path} holds NaN or infinite values; allowed: finite ones")
-    return {name: tensor.astype(np.float32) for name, tensor in heads.items()}
-
-
-def _load(path: Path, data: bytes) -> dict[str, Array]:
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a safetensors file: {error}") from error
+    return heads
 
 
 def _sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from lora_guard.taxonomy import Taxonomy
 
 def export(
     guard: Path, out: Path, *, base: str | None = None, model: str | None = None, data: Path | None = None
-) -> str:
+) -> tuple[str, bool]:
     """Make a bundle, and measure it on a GGUF model if there is one and llama.cpp is installed.
 
     Args:
@@ -30,7 +30,7 @@ def export(
         data: labelled rows to make test vectors of, beside the package's own texts.
 
     Returns:
-        What to tell the user.
+        What to tell the user, and whether the bundle passed what was measured; it is written either way.
 
     Raises:
         ConfigError: ``out`` holds something else.
@@ -65,12 +65,12 @@ def export(
     write("Not measured yet: `lora-guard export --check BUNDLE --model FILE.gguf`.")
     where = model or (DEFAULT if spec.base.name == DEFAULT else None)
     if where is None:
-        return f"{out}: written; measure it on a model: lora-guard export --check {out} --model FILE.gguf"
+        return f"{out}: written; measure it on a model: lora-guard export --check {out} --model FILE.gguf", True
     if importlib.util.find_spec("llama_cpp") is None:
-        return f"{out}: written; not measured, for the extra 'device' is not installed"
-    measured, _ = check(out, where)
+        return f"{out}: written; not measured, for the extra 'device' is not installed", True
+    measured, passed = check(out, where)
     write(measured)
-    return f"{out}: written\n\n{measured}"
+    return f"{out}: written\n\n{measured}", passed
 
 
 def export_for_peft(guard: Path, out: Path, *, base: str | None = None, data: Path | None = None) -> str:
