@@ -65,13 +65,17 @@ class PublishedFigure(_Strict):
 def shipped_controls(guard: str) -> tuple[Control, ...]:
     """The controls that were measured for a guard of this name.
 
-    A guard without any stands beside the others', under titles that say whose they are: other rows, or another base.
+    Of a kind that it lacks another guard's stands there, under a title that says whose: of other rows, or another base.
     """
     controls = [Control.model_validate(entry) for entry in json.loads(CONTROLS_FILE.read_text("utf-8"))]
-    own = tuple(control for control in controls if guard in control.guards)
-    return own or tuple(
-        control.model_copy(update={"title": f"{control.title}, of {control.guards[0]}"}) for control in controls
-    )
+    own = [control for control in controls if guard in control.guards]
+    kinds = {control.title for control in own}
+    others = [
+        control.model_copy(update={"title": f"{control.title}, of {control.guards[0]}"})
+        for control in controls
+        if control.title not in kinds
+    ]
+    return (*own, *others)
 
 
 @cache
