@@ -1,5 +1,7 @@
 """LiteLLM against ``lora-guard serve``: a completion, and its ``openai_moderation`` and generic guardrails.
 
+Exits with 1 where a guardrail blocks the harmless prompt or passes the harmful one.
+
 pip install litellm fastapi
 lora-guard serve --port 8123 &
 python examples/litellm_client.py --base-url http://localhost:8123
@@ -10,6 +12,7 @@ A proxy names the same two guardrails in its configuration, with ``api_base`` as
 import argparse
 import asyncio
 import os
+import sys
 from typing import Any
 
 import litellm
@@ -41,7 +44,10 @@ async def guardrails(url: str, key: str) -> None:
     generic = GenericGuardrailAPI(guardrail_name="generic", api_key=key, api_base=url)
     for name, guardrail in (("openai_moderation", moderation), ("generic", generic)):
         for text in (BREAD, HARM):
-            print(f"{name:17}", await judged(guardrail, text))
+            found = await judged(guardrail, text)
+            print(f"{name:17}", found)
+            if found.startswith("blocked") != (text == HARM):
+                sys.exit("error: expected the harmful prompt to be blocked, and the other to pass")
 
 
 async def judged(guardrail: Any, text: str) -> str:

@@ -1,5 +1,7 @@
 """OpenAI's client against ``lora-guard serve``: plain, streamed, moderated and blocked chats, and moderation.
 
+Exits with 1 where something else comes than it shows.
+
 lora-guard serve --port 8123 &
 python examples/openai_client.py --base-url http://localhost:8123/v1
 """
@@ -7,6 +9,7 @@ python examples/openai_client.py --base-url http://localhost:8123/v1
 import argparse
 import asyncio
 import os
+import sys
 from typing import Any
 
 from openai import APIStatusError, AsyncOpenAI, OpenAI
@@ -32,10 +35,17 @@ def main() -> None:
     print("scored    ", answer(client, moderation=policy("score", "score")))
     print("streamed  ", streamed(client))
     print("blocked   ", blocked(client))
-    for text in ("How do I bake bread?", "I will hurt you"):
+    for text, harmful in (("How do I bake bread?", False), ("I will hurt you", True)):
         result = client.moderations.create(input=text).results[0]
         print("moderation", f"{'flagged' if result.flagged else 'ok'}: {text}")
+        expect(result.flagged == harmful, "a flag where there is harm, and no other")
     print("async     ", asyncio.run(together(arguments.base_url, key)))
+
+
+def expect(found: bool, what: str) -> None:
+    """Leave with an error unless it was found."""
+    if not found:
+        sys.exit(f"error: expected {what}")
 
 
 def answer(client: OpenAI, moderation: Any) -> str:
@@ -43,6 +53,8 @@ def answer(client: OpenAI, moderation: Any) -> str:
     asked = {} if moderation is None else {"moderation": moderation}
     reply = client.chat.completions.create(model="default", messages=BREAD, max_tokens=24, temperature=0, **asked)
     said = repr(reply.choices[0].message.content)
+    expect(bool(reply.choices[0].message.content), "an answer")
+    expect(moderation is None or bool(reply.moderation), "moderation where it was asked for")
     if reply.moderation and reply.moderation.output.type == "moderation_results":
         said += f" {reply.moderation.output.results[0].category_scores['violence']:.2f} for violence"
     return said
@@ -58,6 +70,7 @@ def streamed(client: OpenAI) -> str:
             pieces.append(chunk.choices[0].delta.content)
         if chunk.moderation and chunk.moderation.output.type == "moderation_results":
             flagged = chunk.moderation.output.results[0].flagged
+    expect(bool(pieces) and flagged is False, "an answer in pieces, then a moderation without a flag")
     return f"{len(pieces)} pieces, flagged: {flagged}"
 
 
@@ -66,8 +79,9 @@ def blocked(client: OpenAI) -> str:
     try:
         client.chat.completions.create(model="default", messages=HARM, moderation=policy("block", "block"))
     except APIStatusError as error:
+        expect((error.status_code, error.code) == (400, "content_filter"), "HTTP 400 with the code content_filter")
         return f"HTTP {error.status_code}, {error.code}"
-    return "not flagged"
+    sys.exit("error: expected the prompt to be flagged")
 
 
 async def together(base_url: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Load: many clients mix chats and moderation; every answer is compared with the one computed alone before.
+"""Load: many clients mix chats, streams and moderation; every answer is compared with the one computed alone before.
 
     python benchmarks/serving/load.py --clients 64 --seconds 300
 
@@ -8,6 +8,7 @@ error occurred or an answer differs.
 
 import argparse
 import asyncio
+import json
 import random
 import sys
 import time
@@ -35,8 +36,8 @@ def main() -> None:
         counts, memory = asyncio.run(load(url, process, expected, arguments))
     megabytes = ", ".join(f"{bytes_ / 2**20:.0f}" for bytes_ in memory)
     for name, count in sorted(counts.items()):
-        print(f"{name:28}{count}")
-    print(f"{'server memory, MB':28}{megabytes}")
+        print(f"{name:36}{count}")
+    print(f"{'server memory, MB':36}{megabytes}")
     bad = sum(count for name, count in counts.items() if name.startswith(("error", "wrong")))
     sys.exit(1 if bad else 0)
 
@@ -47,6 +48,7 @@ def bodies(tokens: int) -> list[tuple[str, dict[str, Any]]]:
     for prompt in PROMPTS:
         kinds.append(("/v1/chat/completions", chat(prompt, tokens)))
         kinds.append(("/v1/chat/completions", chat(prompt, tokens, "block")))
+        kinds.append(("/v1/chat/completions", {**chat(prompt, tokens, "block"), "stream": True}))
         kinds.append(("/v1/moderations", {"input": prompt}))
         kinds.append(("/v1/moderations", {"input": [f"{prompt} {other}" for other in PROMPTS[:4]]}))
     return kinds
@@ -54,21 +56,35 @@ def bodies(tokens: int) -> list[tuple[str, dict[str, Any]]]:
 
 def alone(url: str, tokens: int) -> list[Any]:
     """The answer to each request when nothing else runs."""
-    return [essence(httpx2.post(url + path, json=body, timeout=300).json()) for path, body in bodies(tokens)]
+    return [essence(httpx2.post(url + path, json=body, timeout=300)) for path, body in bodies(tokens)]
 
 
-def essence(answer: dict[str, Any]) -> tuple[str | None, list[float]]:
+def essence(reply: httpx2.Response) -> tuple[str | None, list[float]]:
     """The text of an answer and its scores."""
+    streamed = reply.headers["content-type"].startswith("text/event-stream")
+    answer = joined(reply.text) if streamed else reply.json()
     if "choices" in answer:
         scores = [side["results"][0]["score"] for side in answer["moderation"].values()]
         return answer["choices"][0]["message"]["content"], scores
     return None, [result["score"] for result in answer["results"]]
 
 
+def joined(events: str) -> dict[str, Any]:
+    """A stream as the answer it would have been in one piece; one that breaks off has no moderation."""
+    lines = [line.removeprefix("data: ") for line in events.splitlines() if line.startswith("data: ")]
+    chunks = [json.loads(line) for line in lines if line != "[DONE]"]
+    deltas = [choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", [])]
+    moderation = [chunk["moderation"] for chunk in chunks if chunk.get("moderation")]
+    whole = lines[-1:] == ["[DONE]"] and len(moderation) == 1
+    return {"choices": [{"message": {"content": "".join(deltas)}}], "moderation": moderation[0] if whole else {}}
+
+
 def same(answer: tuple[str | None, list[float]], expected: tuple[str | None, list[float]]) -> bool:
-    """The same text to the letter, the same scores within the tolerance."""
-    pairs = list(zip(answer[1], expected[1], strict=True))
-    return answer[0] == expected[0] and all(abs(ours - theirs) <= TOLERANCE for ours, theirs in pairs)
+    """The same text to the letter, as many scores, and the same within the tolerance."""
+    (text, scores), (text_alone, scores_alone) = answer, expected
+    pairs = zip(scores, scores_alone, strict=False)
+    near = len(scores) == len(scores_alone) and all(abs(ours - theirs) <= TOLERANCE for ours, theirs in pairs)
+    return text == text_alone and near
 
 
 async def load(url: str, process: Any, expected: list[Any], arguments: Any) -> tuple[Counter[str], list[int]]:
@@ -85,7 +101,7 @@ async def load(url: str, process: Any, expected: list[Any], arguments: Any) -> t
                 index = order.randrange(len(requests))
                 path, body = requests[index]
                 reply = await http.post(url + path, json=body)
-                counts[outcome(path, reply, expected[index])] += 1
+                counts[outcome(path + (" stream" if body.get("stream") else ""), reply, expected[index])] += 1
                 if reply.status_code == 429:
                     await asyncio.sleep(float(reply.headers["retry-after"]))
 
@@ -105,7 +121,7 @@ def outcome(path: str, reply: httpx2.Response, expected: Any) -> str:
         return "busy (429)"
     if reply.status_code != 200:
         return f"error {reply.status_code} {path}"
-    return f"right {path}" if same(essence(reply.json()), expected) else f"wrong {path}"
+    return f"right {path}" if same(essence(reply), expected) else f"wrong {path}"
 
 
 if __name__ == "__main__":
