@@ -1,5 +1,6 @@
 """The playground in a real browser: tokens get the colour of their check, policies act, files come and go."""
 
+import csv
 import json
 import shutil
 from collections.abc import Iterator
@@ -146,6 +147,11 @@ def test_a_file_is_judged_and_downloaded(page: Page, tmp_path: Path, name: str, 
     expect(page.locator("#batch-state")).to_have_text("2 judged, 0 flagged.")
     assert page.locator("#verdicts td:nth-child(2)").all_inner_texts() == texts
     with page.expect_download() as download:
+        page.click("#save-csv")
+    table = list(csv.DictReader(download.value.path().read_text().splitlines()))
+    assert [row["text"] for row in table] == texts
+    assert {row["flagged"] for row in table} == {"false"}
+    with page.expect_download() as download:
         page.click("#save-jsonl")
     rows = [json.loads(line) for line in download.value.path().read_text().splitlines()]
     assert [row["text"] for row in rows] == texts
@@ -153,6 +159,32 @@ def test_a_file_is_judged_and_downloaded(page: Page, tmp_path: Path, name: str, 
     page.click("#by-score")
     scores = [float(text) for text in page.locator("#verdicts td:nth-child(4)").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_a_file_can_be_dropped(page: Page) -> None:
+    page.click("#tab-batch")
+    files = page.evaluate_handle(
+        """() => {
+            const held = new DataTransfer();
+            held.items.add(new File(['{"text": "dropped"}\\n'], "rows.jsonl"));
+            return held;
+        }"""
+    )
+    page.dispatch_event("#batch", "drop", {"dataTransfer": files})
+    expect(page.locator("#rows")).to_have_value('{"text": "dropped"}\n')
+
+
+def test_a_server_that_takes_few_texts_at_once_judges_many_all_the_same(browser: Browser, tmp_path: Path) -> None:
+    with serving(tiny_guard(tmp_path, threshold=1.0), max_items=3) as small:
+        page = browser.new_page()
+        page.goto(small.url)
+        page.click("#tab-batch")
+        texts = [f"text {number}" for number in range(20)]
+        page.fill("#rows", "\n".join(texts))
+        page.click("#judge")
+        expect(page.locator("#batch-state")).to_have_text("20 judged, 0 flagged.")
+        assert page.locator("#verdicts td:nth-child(2)").all_inner_texts() == texts
+        page.close()
 
 
 def test_a_bad_file_is_said(page: Page) -> None:

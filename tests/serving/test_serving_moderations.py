@@ -130,7 +130,7 @@ def test_each_decision_is_audited(guard: Guard, tmp_path: Path) -> None:
     for record, result in zip(records, response.json()["results"], strict=True):
         assert record["id"] == response.headers["x-request-id"]
         assert record["score"] == pytest.approx(result["score"], abs=1e-6)
-        assert record["base"] == guard.spec.base.fingerprint
+        assert record["base"] == guard.base_fingerprint
         assert record["guard"].startswith("sha256:")
         assert (record["policy"], record["action"], record["stage"]) == ("score", "scored", "prompt")
         assert record["latency_ms"] > 0

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from servers import Running, serving, tiny_guard
+
+from lora_guard import Guard
 
 pytestmark = pytest.mark.extras
 
@@ -29,8 +32,12 @@ STATUSES = {200, 400, 401, 404, 405, 413, 421, 429, 503, 504}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    guard = tiny_guard(tmp_path_factory.mktemp("guard"))
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
+    return tiny_guard(tmp_path_factory.mktemp("guard"))
+
+
+@pytest.fixture(scope="module")
+def server(guard: Guard) -> Iterator[Running]:
     with serving(guard, default_completion_tokens=4, max_completion_tokens=8) as running:
         yield running
 
@@ -42,10 +49,30 @@ def test_every_route_is_described_with_its_errors_and_an_example(server: Running
     for path, method in ROUTES.items():
         operation = description["paths"][path][method]
         assert operation["description"]
+        for kind, form in operation["responses"]["200"]["content"].items():
+            assert "example" in form, (path, kind)
         if method == "post":
             assert {"200", "400", "401", "413", "429", "503", "504"} <= set(operation["responses"])
             body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
             assert schemas[body]["examples"]
+
+
+def test_the_sample_answers_have_the_form_of_answers(server: Running) -> None:
+    description = server.get("/openapi.json").json()
+    for path, method in ROUTES.items():
+        for kind, form in description["paths"][path][method]["responses"]["200"]["content"].items():
+            if kind == "application/json":
+                schema = {**form["schema"], "components": description["components"]}
+                jsonschema_rs.validator_for(schema).validate(form["example"])
+
+
+def test_keys_are_described_where_there_are_some(guard: Guard) -> None:
+    with serving(guard, keys=("sk-mine",)) as closed:
+        description = closed.get("/openapi.json", headers={"authorization": "Bearer sk-mine"}).json()
+    assert description["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    for path, method in ROUTES.items():
+        is_open = path in ("/health", "/ready")
+        assert description["paths"][path][method]["security"] == ([] if is_open else [{"key": []}])
 
 
 def test_the_examples_are_answered(server: Running) -> None:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/health", "/ready", *playground.FILES})
 """Served without a key: they tell nothing but that the server is there."""
 
+_CLIENT_LEFT = 499
+
 _CALLERS = 10_000
 """Callers whose rate is remembered."""
 
@@ -40,14 +42,18 @@ class Access:
         app: what is served.
         config: limits and host names.
         keys: the API keys; none opens the server to all that reach it.
-        metrics: counts each request by route and status.
+        metrics: counts each request by route and outcome: its status, or the one of what ended a stream.
+        paths: the routes' paths, which are counted by name also where a request is refused before it is routed.
     """
 
-    def __init__(self, app: ASGIApp, *, config: ServeConfig, keys: Sequence[str], metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, config: ServeConfig, keys: Sequence[str], metrics: Metrics, paths: frozenset[str]
+    ) -> None:
         self._app = app
         self._config = config
         self._keys = [key.encode() for key in keys]
         self._metrics = metrics
+        self._paths = paths
         self._rates = Rates(config.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,10 +62,10 @@ class Access:
             return
         scope.setdefault("state", {})["request_id"] = request_id = f"req-{uuid.uuid4().hex}"
         status = 500
-        begun = False
+        begun = ended = False
 
         async def counted(message: Message) -> None:
-            nonlocal status, begun
+            nonlocal status, begun, ended
             if message["type"] == "http.response.start":
                 status, begun = message["status"], True
                 headers = MutableHeaders(scope=message)
@@ -67,6 +73,7 @@ class Access:
                 for name, value in _SECURITY_HEADERS.items():
                     headers[name] = value
             await send(message)
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             try:
@@ -79,8 +86,9 @@ class Access:
                 if not begun:
                     await request_error(LoraGuardError()).response(scope, receive, counted)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            outcome = scope["state"].get("outcome", status) if ended or not begun else _CLIENT_LEFT
+            self._metrics.requests.labels(getattr(scope.get("route"), "path", path), str(outcome)).inc()
 
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from lora_guard.serving import completions, detectors, moderations, playground, status, wire
-from lora_guard.serving.access import Access
+from lora_guard.serving.access import OPEN_PATHS, Access
 from lora_guard.serving.service import Service
 
 
@@ -39,8 +39,11 @@ def build(service: Service, keys: Sequence[str]) -> FastAPI:
     )
     for routes in (completions.routes, moderations.routes, detectors.routes, status.routes):
         app.include_router(routes(service))
+    paths = frozenset(app.openapi()["paths"])
     app.include_router(playground.routes())
     wire.install(app)
+    if keys:
+        _describe_keys(app)
     if service.config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -48,5 +51,14 @@ def build(service: Service, keys: Sequence[str]) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
         )
-    app.add_middleware(Access, config=service.config, keys=keys, metrics=service.metrics)
+    app.add_middleware(Access, config=service.config, keys=keys, metrics=service.metrics, paths=paths)
     return app
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Let the API's description name the keys, which are checked before any route sees a request."""
+    description = app.openapi()
+    description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            operation["security"] = [] if path in OPEN_PATHS else [{"key": []}]

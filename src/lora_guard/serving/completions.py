@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from lora_guard.conversation import Conversation, Message
 from lora_guard.engine.stream import MODES, ChatEnd, Check, Event, Mode, StreamSettings
 from lora_guard.errors import InputError, LoraGuardError
+from lora_guard.serving import samples
 from lora_guard.serving.config import ServeConfig
 from lora_guard.serving.disconnect import unless_disconnected
 from lora_guard.serving.guards import Served
@@ -42,7 +43,10 @@ def routes(service: Service) -> APIRouter:
         responses={
             200: {
                 "description": "The answer; with `stream` as server-sent events, each a chat.completion.chunk",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {
+                    "application/json": {"example": samples.COMPLETION},
+                    "text/event-stream": {"schema": {"type": "string"}, "example": samples.STREAM},
+                },
             },
             **error_responses(400, 401, 413, 421, 429, 500, 503, 504),
         },
@@ -50,7 +54,7 @@ def routes(service: Service) -> APIRouter:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer the last user message."""
         answer = _ask(service, body, request.state.request_id)
-        reply = _Reply(service, answer.served, body, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
+        reply = _Reply(service, answer.served, body, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), request.state)
         if not body.stream:
             return await unless_disconnected(request, reply.whole(answer))
         events = answer.events()
@@ -124,6 +128,8 @@ class _Reply:
     body: ChatRequest
     id: str
     created: int
+    state: Any
+    """Of the request; ``outcome`` is what a stream that has begun is counted under."""
 
     @property
     def results(self) -> Results:
@@ -164,7 +170,9 @@ class _Reply:
                     for chunk in self._chunks(event, answer):
                         yield chunk
         except LoraGuardError as error:
-            yield _sse(request_error(error).body)
+            failure = request_error(error)
+            self.state.outcome = failure.status
+            yield _sse(failure.body)
         yield "data: [DONE]\n\n"
 
     def _chunks(self, event: Event, answer: Answer) -> list[str]:

@@ -11,6 +11,7 @@ from lora_guard.conversation import Conversation
 from lora_guard.serving.disconnect import unless_disconnected
 from lora_guard.serving.guards import Served
 from lora_guard.serving.moderations import bounded
+from lora_guard.serving.samples import CLASSIFIED, DETECTIONS, GUARDRAIL, answered
 from lora_guard.serving.schemas import Open
 from lora_guard.serving.service import Service
 from lora_guard.serving.wire import error_responses
@@ -101,11 +102,12 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(responses=error_responses(400, 401, 413, 421, 429, 500, 503, 504))
 
     async def judged(
-        request: Request, conversations: list[Conversation], model: str | None = None
+        request: Request, conversations: list[Conversation], model: str | None = None, *, blocks: bool = False
     ) -> tuple[Served, list[Verdict]]:
-        return await unless_disconnected(request, service.moderate(conversations, request.state.request_id, model))
+        work = service.moderate(conversations, request.state.request_id, model, blocks=blocks)
+        return await unless_disconnected(request, work)
 
-    @router.post("/api/v1/text/contents")
+    @router.post("/api/v1/text/contents", responses=answered(DETECTIONS))
     async def text_contents(
         request: Request, body: DetectorRequest, detector_id: Annotated[str | None, Header()] = None
     ) -> list[list[Detection]]:
@@ -113,9 +115,10 @@ def routes(service: Service) -> APIRouter:
         conversations = [Conversation.of(text) for text in bounded(body.contents, service)]
         _, verdicts = await judged(request, conversations, detector_id)
         threshold = body.detector_params.threshold
-        return [_detections(*pair, threshold) for pair in zip(body.contents, verdicts, strict=True)]
+        judged_texts = [conversation.messages[-1].content for conversation in conversations]  # without lone surrogates
+        return [_detections(*pair, threshold) for pair in zip(judged_texts, verdicts, strict=True)]
 
-    @router.post("/classify")
+    @router.post("/classify", responses=answered(CLASSIFIED))
     async def classify(request: Request, body: ClassifyRequest) -> ClassifyResponse:
         """Judge each text as a prompt; its class and probabilities."""
         texts = bounded([body.input] if isinstance(body.input, str) else body.input, service)
@@ -131,16 +134,15 @@ def routes(service: Service) -> APIRouter:
         created = int(time.time())
         return ClassifyResponse(id=f"classify-{uuid.uuid4().hex}", created=created, model=served.name, data=data)
 
-    @router.post("/beta/litellm_basic_guardrail_api")
+    @router.post("/beta/litellm_basic_guardrail_api", responses=answered(GUARDRAIL))
     async def litellm_guardrail(request: Request, body: GuardrailRequest) -> GuardrailResponse:
         """Judge prompts before a call or answers after it; one flagged text blocks."""
         texts = bounded(body.texts or [], service)
         if not texts:
             return GuardrailResponse(action="NONE")
         is_prompt = body.input_type == "request"
-        _, verdicts = await judged(
-            request, [Conversation.of(text) if is_prompt else Conversation.of("", text) for text in texts]
-        )
+        conversations = [Conversation.of(text) if is_prompt else Conversation.of("", text) for text in texts]
+        _, verdicts = await judged(request, conversations, blocks=True)
         flagged = [verdict for verdict in verdicts if verdict.flagged]
         if not flagged:
             return GuardrailResponse(action="NONE")

@@ -25,7 +25,7 @@ class Served:
         """The guard under a name."""
         # The spec names the hash of every file that decides a score.
         fingerprint = f"sha256:{hashlib.sha256(guard.spec.model_dump_json().encode()).hexdigest()}"
-        audited = {"model": name, "guard": fingerprint, "base": guard.spec.base.fingerprint}
+        audited = {"model": name, "guard": fingerprint, "base": guard.base_fingerprint}
         return cls(name, guard, Results(guard.taxonomy, name), audited)
 
 

@@ -23,10 +23,11 @@ Result = TypeVar("Result")
 class Judging:
     """Sent to a request when the guard begins to judge it, and with None when it is done.
 
-    In between, the guard's own deadline holds.
+    In between, the guard's own deadline holds. ``failed`` is what a judgement that is done gave no verdict on.
     """
 
     target: Target | None
+    failed: Target | None = None
 
 
 class Channel(Generic[Result]):
@@ -43,6 +44,8 @@ class Channel(Generic[Result]):
         """Nobody waits for results any more."""
         self.judging: Target | None = None
         """What the guard judges while a result is awaited."""
+        self.failed: set[Target] = set()
+        """What the guard failed to judge before the result that was received last."""
         self._guard_seconds = guard_seconds
         self._loop = asyncio.get_running_loop()
         self._results: asyncio.Queue[Result | Judging | LoraGuardError] = asyncio.Queue()
@@ -63,7 +66,7 @@ class Channel(Generic[Result]):
         Raises:
             LoraGuardError: what ended the request; DeadlineError or GuardError when it took too long.
         """
-        due, self.judging = self.deadline, None
+        due, self.judging, self.failed = self.deadline, None, set()
         while True:
             try:
                 async with asyncio.timeout(max(0.0, due - time.monotonic())):
@@ -77,6 +80,8 @@ class Channel(Generic[Result]):
             if not isinstance(result, Judging):
                 return result
             self.judging = result.target
+            if result.failed:
+                self.failed.add(result.failed)
             due = self.deadline
             if self.judging:
                 due = min(due, time.monotonic() + self._guard_seconds)

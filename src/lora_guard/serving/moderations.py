@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from lora_guard.conversation import Conversation
 from lora_guard.errors import InputError
 from lora_guard.serving.disconnect import unless_disconnected
+from lora_guard.serving.samples import MODERATION, answered
 from lora_guard.serving.schemas import ModerationRequest, ModerationResponse
 from lora_guard.serving.service import Service
 from lora_guard.serving.wire import error_responses
@@ -16,7 +17,10 @@ def routes(service: Service) -> APIRouter:
     """The route over a service."""
     router = APIRouter()
 
-    @router.post("/v1/moderations", responses=error_responses(400, 401, 413, 421, 429, 500, 503, 504))
+    @router.post(
+        "/v1/moderations",
+        responses={**answered(MODERATION), **error_responses(400, 401, 413, 421, 429, 500, 503, 504)},
+    )
     async def moderations(request: Request, body: ModerationRequest) -> ModerationResponse:
         """Judge each text as a prompt. Several texts are judged on their own; text parts are one text."""
         conversations = [Conversation.of(text) for text in bounded(body.texts(), service)]

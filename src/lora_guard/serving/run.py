@@ -53,6 +53,7 @@ def serve(
             log_level="warning",
             access_log=False,  # a path or query could hold what a user wrote
             server_header=False,
+            proxy_headers=False,  # anybody may write an address into them, and so escape the rate of their own
             timeout_graceful_shutdown=max(1, round(config.drain)),
         )
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.stream import ChatEnd, Check, Event, StreamSettings
-from lora_guard.errors import GuardError, ResourceError
+from lora_guard.errors import DeadlineError, GuardError, ResourceError
 from lora_guard.guard import Guard
 from lora_guard.serving.audit import AuditLog
 from lora_guard.serving.config import ServeConfig
@@ -76,9 +76,15 @@ class Service:
             self._audit.close()
 
     async def moderate(
-        self, conversations: Sequence[Conversation], request_id: str, model: str | None = None
+        self, conversations: Sequence[Conversation], request_id: str, model: str | None = None, *, blocks: bool = False
     ) -> tuple[Served, list[Verdict]]:
         """Have the guard that a request names judge conversations, each on its own.
+
+        Args:
+            conversations: what is judged, of each the last message.
+            request_id: for the audit log.
+            model: the guard's name.
+            blocks: whether the client withholds what is flagged; then nothing leaves that is not audited.
 
         Raises:
             LoraGuardError: busy, too long, out of time, or the guard failed.
@@ -87,20 +93,29 @@ class Service:
         targets = [conversation.target for conversation in conversations]
         channel = Channel[Any](self.config.deadline, self.config.guard_deadline)
         self.worker.submit(ScoreJob(served.guard, conversations, targets, channel, self.config.max_input_tokens))
+        texts, mode = (
+            [conversation.messages[-1].content for conversation in conversations],
+            "block" if blocks else "score",
+        )
         try:
             logits = await channel.receive()
-        except GuardError:
+        except (GuardError, DeadlineError):
             if channel.judging:  # it hangs; a failure has been counted by the worker
                 self.metrics.guard_errors.labels(channel.judging).inc()
+            for text, target in zip(texts, targets, strict=True):
+                await self.audit(served, text, None, request_id, target, mode, "unjudged", begun)
             raise
         finally:
             channel.cancelled = True
         verdicts = [served.guard.verdict(*pair) for pair in zip(logits, targets, strict=True)]
         self.metrics.moderation.observe(time.monotonic() - begun)
-        for conversation, verdict in zip(conversations, verdicts, strict=True):
+        for text, verdict in zip(texts, verdicts, strict=True):
             self.metrics.scored(verdict)
-            text = conversation.messages[-1].content
-            await self.audit(served, text, verdict, request_id, verdict.target, "score", "scored", begun)
+            blocked = blocks and verdict.flagged
+            if blocked:
+                self.metrics.blocked.labels(verdict.target).inc()
+            action = "blocked" if blocked else "released" if blocks else "scored"
+            await self.audit(served, text, verdict, request_id, verdict.target, mode, action, begun)
         return served, verdicts
 
     def answer(
@@ -181,6 +196,10 @@ class Answer:
         self._begun = time.monotonic()
         self._text = ""
         self._verdict: dict[Target, Verdict] = {}
+        self._let_pass: set[Target] = set()
+        """What left unjudged, by configuration."""
+        self._unjudged = False
+        """Whether the check before the next text of the answer failed."""
 
     @property
     def usage(self) -> tuple[int, int]:
@@ -214,16 +233,30 @@ class Answer:
                     raise
                 self._service.metrics.guard_errors.labels(target).inc()
                 if not self.settings.withholds(target):
+                    await self._write(target, None, "unjudged")
                     raise
                 verdicts = self._verdict.get("prompt"), self._verdict.get("response")
                 event = ChatEnd(self._text or None, *verdicts, "content_filter", frozenset({target}))
+            for target in sorted(channel.failed):
+                await self._note_failure(target)
             yield event
+
+    async def _note_failure(self, target: Target) -> None:
+        """Count and audit what is let pass unjudged before any of it leaves; other failures are known at the end."""
+        if self.settings.mode_of(target) != "block" or not self.settings.fail_open:
+            return
+        self._unjudged = target == "response"
+        if target not in self._let_pass:
+            self._let_pass.add(target)
+            self._service.metrics.fail_open.labels(target).inc()
+            await self._write(target, None, "fail_open")
 
     async def _note(self, event: Event) -> None:
         metrics = self._service.metrics
         if isinstance(event, Check):
             metrics.scored(event.verdict)
             self._verdict[event.verdict.target] = event.verdict
+            self._unjudged = False
             if event.verdict.target == "prompt":
                 await self._note_prompt(event.verdict)
         elif isinstance(event, str):
@@ -231,7 +264,8 @@ class Answer:
                 metrics.first_token.observe(time.monotonic() - self._begun)
             self._text += event
             if self.settings.mode == "block":
-                await self._write("response", self._verdict.get("response"), "released")
+                verdict = None if self._unjudged else self._verdict.get("response")
+                await self._write("response", verdict, "fail_open" if self._unjudged else "released")
         else:
             await self._note_end(event)
 
@@ -243,13 +277,9 @@ class Answer:
     async def _note_end(self, end: ChatEnd) -> None:
         metrics = self._service.metrics
         blocks = end.finish_reason == "content_filter"
-        for target in sorted(end.failed):
-            if self.settings.mode_of(target) == "block" and self.settings.fail_open:
-                metrics.fail_open.labels(target).inc()
-                await self._write(target, None, "fail_open")
-            else:
-                action = "withheld" if self.settings.withholds(target) else "unjudged"
-                await self._write(target, None, action, end.withheld)
+        for target in sorted(end.failed - self._let_pass):
+            action = "withheld" if self.settings.withholds(target) else "unjudged"
+            await self._write(target, None, action, end.withheld)
         verdicts: dict[Target, Verdict | None] = {"prompt": end.prompt_verdict, "response": end.response_verdict}
         flagged = {target for target, verdict in verdicts.items() if verdict is not None and verdict.flagged}
         blocking = {target for target in flagged if blocks and self.settings.mode_of(target) == "block"}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from lora_guard.errors import BusyError, DeadlineError, GuardError, InputError, LoraGuardError, ResourceError
+from lora_guard.serving.samples import ERROR
 
 
 class ErrorDetail(BaseModel):
@@ -24,6 +25,8 @@ class ErrorDetail(BaseModel):
 
 class ErrorBody(BaseModel):
     """The body of every error."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [ERROR]})
 
     error: ErrorDetail
 

@@ -356,8 +356,9 @@ class Worker:
         rows = job.next_normalised(self._config.batch_tokens)
         job.channel.send(Judging("prompt"))
         logits = [row for row in self._judged(job.guard, rows) if row is not None]
-        job.channel.send(Judging(None))
-        if len(logits) == len(rows):
+        whole = len(logits) == len(rows)
+        job.channel.send(Judging(None, failed=None if whole else "prompt"))
+        if whole:
             job.found = highest(logits if job.found is None else [job.found, *logits])
             return
         job.normalised = []
@@ -389,7 +390,7 @@ class Worker:
                 self._metrics.guard_errors.labels(request[1]).inc()
             elif job.found is not None and request[1] == "prompt":
                 reply = reply.or_higher(job.found)
-            job.channel.send(Judging(None))
+            job.channel.send(Judging(None, failed=request[1] if reply is None else None))
             self._advance(job, reply)
 
 

@@ -71,12 +71,16 @@ async function judge() {
 
 const count = () => `${judged.length} judged, ${judged.filter((row) => row.flagged).length} flagged.`;
 
-// The results of some texts; a busy server is asked again when it says so.
+// The results of some texts; a busy server is asked again when it says so, one that takes fewer at once gets halves.
 async function moderated(input, signal) {
   for (;;) {
     try {
       return (await (await post("v1/moderations", { model: guard(), input }, signal)).json()).results;
     } catch (error) {
+      if ([400, 413].includes(error.status) && input.length > 1) {
+        const half = Math.ceil(input.length / 2);
+        return [...(await moderated(input.slice(0, half), signal)), ...(await moderated(input.slice(half), signal))];
+      }
       if (!error.retryAfter) throw error;
       await new Promise((done) => setTimeout(done, 1000 * error.retryAfter));
       signal.throwIfAborted();

@@ -29,6 +29,7 @@ async function call(path, options) {
   if (response.status === 401) needKey();
   const body = await response.json().catch(() => ({}));
   throw Object.assign(new Error(body.error?.message ?? `HTTP ${response.status}`), {
+    status: response.status,
     detail: body.error,
     retryAfter: response.status === 429 ? Number(response.headers.get("retry-after") ?? 1) : null,
   });
