@@ -112,6 +112,7 @@ ORDER = [
     "serving.job",
     "serving.metrics",
     "serving.worker",
+    "serving.samples",
     "serving.wire",
     "serving.disconnect",
     "serving.schemas",
