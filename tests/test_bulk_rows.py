@@ -69,6 +69,24 @@ def test_a_bad_record_of_csv_is_a_reason_with_its_place_and_text() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (b'"never closed,a', "not CSV: a quote is opened in this line and never closed"),
+        (b'x,"closed "too" early"', "not CSV: ',' expected after '\"'"),
+    ],
+)
+@pytest.mark.parametrize("behind", [b"x,y\nz,w\n", b'"x","y"\n"z","w"\n'])
+def test_a_quote_that_is_not_closed_takes_no_other_row_with_it(broken: bytes, reason: str, behind: bytes) -> None:
+    data = b"prompt,response\na,b\n" + broken + b"\n" + behind
+    found = read(data, "a.csv")
+    assert [tuple(row.values.values()) for row in found] == [("a", "b"), (), ("x", "y"), ("z", "w")]
+    assert (found[1].where, found[1].raw) == ("a.csv:3", broken.decode())
+    assert found[1].bad == reason or (found[1].bad == "not CSV: ',' expected after '\"'" and b'"' in behind)
+    for index, row in enumerate(found):
+        assert read(data, "a.csv", row.after) == found[index + 1 :]
+
+
 def test_a_line_too_long_for_the_memory_is_a_bad_row_and_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk_rows, "LONGEST", 64)
     lines = [json.dumps({"prompt": text}).encode() for text in ("a", "b" * 500, "c")]

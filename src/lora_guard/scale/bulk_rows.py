@@ -104,34 +104,42 @@ def _jsonl(file: IO[bytes], path: str, position: Position) -> Iterator[Row]:
 def _csv(file: IO[bytes], path: str, position: Position) -> Iterator[Row]:
     columns, first = _header(file, path)
     after = max(first, position)
-    taken: list[bytes] = []  # the lines of the record that is being read
+    taken: list[tuple[bytes, Position]] = []  # the lines of the record that is being read, and where each ends
 
     def text() -> Iterator[str]:
-        nonlocal after
         for line, behind in _lines(file, after):
-            after = behind
-            taken.append(line)
+            taken.append((line, behind))
             yield line.decode("utf-8", "surrogateescape")
 
     csv.field_size_limit(LONGEST)
-    reader = csv.reader(text())
+    reader = csv.reader(text(), strict=True)
     while True:
         taken.clear()
         bad, cells = "", []
         try:
             cells = next(reader)
-            if not cells:
-                continue
-            bad = _bad_cells(cells, columns, taken)
         except StopIteration:
             return
-        except csv.Error as error:  # the reader goes on with the next line
-            bad = f"not CSV: {error}"
+        except csv.Error as error:
+            bad = _csv_reason(error)
+            # A quote that is not closed takes in the rows behind it: only its own line is bad, they are read anew.
+            del taken[1:]
+            reader = csv.reader(text(), strict=True)
+        lines, (_, after) = [line for line, _ in taken], taken[-1]
+        if not (cells or bad):
+            continue
+        bad = bad or _bad_cells(cells, columns, lines)
         where = f"{path}:{after.before}"
         if bad:
-            yield _bad(where, bad, b"".join(taken), after)
+            yield _bad(where, bad, b"".join(lines), after)
         else:
             yield Row(where, dict(zip(columns, cells, strict=True)), "", "", after)
+
+
+def _csv_reason(error: csv.Error) -> str:
+    """Why a record is none; the module's own words for an open quote at the end of a file do not name the quote."""
+    open_quote = str(error) == "unexpected end of data"
+    return f"not CSV: {'a quote is opened in this line and never closed' if open_quote else error}"
 
 
 def _bad_cells(cells: list[str], columns: list[str], lines: list[bytes]) -> str:
