@@ -93,6 +93,16 @@ def test_a_stopped_run_goes_on_where_it_was_and_comes_to_the_same(asked: BulkSet
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_run_whose_output_stands_among_its_input_is_resumed(asked: BulkSettings) -> None:
+    folder = Path(asked.input).parent
+    asked = replace(asked, input=f"{folder}/**", output=f"{folder}/out", shard_rows=32)
+    assert moderate_bulk(asked, shown=False).rows == 32
+    Path(asked.output, "part-00001-000000.parquet").unlink()
+    summary = moderate_bulk(replace(asked, resume=True), shown=False)
+    assert (summary.rows, summary.resumed) == (32, 23)
+
+
+@pytest.mark.usefixtures("cluster")
 def test_an_actor_that_is_killed_again_and_again_loses_and_repeats_nothing(asked: BulkSettings) -> None:
     asked = replace(asked, shard_rows=1)
     moderate_bulk(asked, shown=False)

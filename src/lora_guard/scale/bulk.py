@@ -89,7 +89,7 @@ def moderate_bulk(settings: BulkSettings, *, shown: bool = True) -> BulkSummary:
     began = time.monotonic()
     output = bulk_store.absolute(settings.output)
     begun = bulk_manifest.read(output, resume=settings.resume)
-    paths = bulk_store.matching(settings.input)
+    paths = bulk_store.matching(settings.input, outside=output)  # what a run to resume has written is no input
     for path in paths:
         bulk_rows.form_of(path)
     spec = read_spec(find(settings.guard))
