@@ -5,10 +5,14 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
+import pyarrow
+from pyarrow.parquet import ParquetFile
+
 from lora_guard.conversation import Conversation, Target, valid_unicode
 from lora_guard.data.sources import parse_line
 from lora_guard.errors import DataError
 from lora_guard.moderate_file import conversation_of
+from lora_guard.scale import bulk_table
 
 FORMS = (".jsonl", ".csv", ".parquet")
 LONGEST = 16 << 20
@@ -166,24 +170,44 @@ def _header(file: IO[bytes], path: str) -> tuple[list[str], Position]:
 
 
 def _parquet(file: IO[bytes], path: str, position: Position) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
     group, index = position.start, 0
     try:
         for batch in ParquetFile(file).iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
             skipped = min(batch.num_rows, max(0, position.before - index))
             index += skipped
-            for values in batch.slice(skipped).to_pylist():
+            for place in range(skipped, batch.num_rows):
                 index += 1
-                yield Row(f"{path}:row group {group}, row {index}", values, "", "", Position(group, index))
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+                where = f"{path}:row group {group}, row {index}"
+                yield _table_row(batch, place, where, Position(group, index))
+    except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not Parquet: {error}") from error
+
+
+def _table_row(batch: pyarrow.RecordBatch, place: int, where: str, after: Position) -> Row:
+    """A row of Parquet. Dates and times stay Arrow's: Python has not all of their years, nor nanoseconds."""
+    values: dict[str, Any] = {}
+    bad = ""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        cell = column[place]
+        try:
+            if pyarrow.types.is_dictionary(cell.type):
+                cell = column.slice(place, 1).dictionary_decode()[0]
+            is_time = pyarrow.types.is_temporal(cell.type) and cell.is_valid
+            values[name] = cell if is_time else cell.as_py()
+        except UnicodeDecodeError:
+            bad = bad or f"column {name!r} is not UTF-8"
+            buffer = getattr(cell, "as_buffer", bytes)()  # none where the text stands within a list or struct
+            values[name] = bytes(buffer).decode("utf-8", "backslashreplace")
+        except (ValueError, OverflowError) as error:  # a date within a list or struct
+            bad = bad or f"column {name!r} cannot be read: {error}"
+            values[name] = None
+    raw = json.dumps(values, default=bulk_table.as_text) if bad else ""
+    return Row(where, {} if bad else values, bad, raw, after)
 
 
 def as_text(row: Row) -> str:
     """A row as it stands in the file, or as JSON."""
-    return row.raw or json.dumps(row.values, default=str)
+    return row.raw or json.dumps(row.values, default=bulk_table.as_text)
 
 
 def _lines(file: IO[bytes], position: Position) -> Iterator[tuple[bytes, Position]]:
