@@ -103,7 +103,11 @@ def test_a_run_whose_output_stands_among_its_input_is_resumed(asked: BulkSetting
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_actor_that_is_killed_again_and_again_loses_and_repeats_nothing(asked: BulkSettings) -> None:
+@pytest.mark.parametrize("blocks", [10_000, 2])  # with two, a kill gives several finished shards to the next actor
+def test_an_actor_that_is_killed_again_and_again_loses_and_repeats_nothing(
+    asked: BulkSettings, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "_MOST_BLOCKS", blocks)
     asked = replace(asked, shard_rows=1)
     moderate_bulk(asked, shown=False)
     again = replace(asked, output=f"{asked.output}-killed")

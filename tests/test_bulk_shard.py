@@ -35,6 +35,12 @@ def guard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_guard_folder(tmp_path_factory.mktemp("guard"))
 
 
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "good.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
 @pytest.fixture
 def job(guard_folder: Path, tmp_path: Path) -> Job:
     source = tmp_path / "rows.jsonl"
@@ -88,6 +94,27 @@ def test_a_shard_judged_again_gives_the_same_bytes(job: Job, guard: Guard) -> No
     moderate_part(job.judge.load(), job, part_of(job))
     assert {path: path.read_bytes() for path in Path(job.output).rglob("part*")} == first
     assert len(first) == 2
+
+
+def test_letters_of_a_killed_actor_do_not_stand_beside_the_rows_that_are_judged_this_time(
+    job: Job, guard: Guard, tmp_path: Path
+) -> None:
+    planned = plan_file(str(write_rows(tmp_path, ROWS)), 100)
+    again = Job(job.judge, [planned], planned.columns, job.output)
+    stale = Path(job.output, "_dead", "part-00000-000000.jsonl")
+    bulk_store.write(str(stale), b"{}")
+    assert moderate_part(guard, again, part_of(again)) == (len(ROWS), 0, "")
+    assert not stale.exists()
+
+
+def test_a_finished_shard_that_is_given_again_is_counted_and_not_judged(
+    job: Job, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moderate_part(guard, job, part_of(job))
+    monkeypatch.delattr(bulk_shard.Judge, "load")
+    monkeypatch.delattr(bulk_store, "write")
+    done = ShardModerator(job)(part_of(job).to_row())
+    assert done == {"judged": len(ROWS), "dead": len(BAD), "error": ""}
 
 
 def test_the_parquet_file_is_written_last_for_it_says_that_the_shard_is_done(
@@ -146,5 +173,6 @@ def test_an_actor_loads_its_guard_once(job: Job, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bulk_shard.Judge, "load", lambda judge: (loads.append(None), load(judge))[1])
     actor = ShardModerator(job)
     for _ in range(2):
+        bulk_store.remove(f"{job.output}/part-00000-000000.parquet")
         assert actor(part_of(job).to_row()) == {"judged": len(ROWS), "dead": len(BAD), "error": ""}
     assert len(loads) == 1

@@ -55,6 +55,10 @@ def test_what_is_written_is_found_listed_and_read(folder: str) -> None:
     assert bulk_store.matching(found[1]) == found[1:]
     assert bulk_store.names(f"{folder}/new") == {"a.jsonl", "b.jsonl", "c.csv"}
     assert bulk_store.names(f"{folder}/other") == set()
+    assert bulk_store.exists(found[0])
+    for _ in range(2):
+        bulk_store.remove(found[0])
+    assert not bulk_store.exists(found[0])
 
 
 def test_input_that_is_not_there_is_one_clear_line(folder: str) -> None:

@@ -16,15 +16,16 @@ from ray.exceptions import RayError, RayTaskError
 from lora_guard import files
 from lora_guard.artifact import SPEC_FILE, read_spec
 from lora_guard.conversation import Target
-from lora_guard.errors import ConfigError, DataError, GuardError, LoraGuardError, ResourceError
+from lora_guard.errors import ConfigError, GuardError, LoraGuardError, ResourceError
 from lora_guard.guard import EngineName, find
 from lora_guard.progress import progress
 from lora_guard.scale import bulk_manifest, bulk_rows, bulk_store, bulk_table
 from lora_guard.scale.bulk_plan import InputFile, Part, check_distinct, plan_file
-from lora_guard.scale.bulk_shard import DEAD_FOLDER, Done, Job, Judge, ShardModerator
+from lora_guard.scale.bulk_shard import DEAD_FOLDER, Done, Job, Judge, ShardModerator, finished
 
 _MOST_BLOCKS = 10_000
-"""Ray keeps a task for each block; beyond this a block holds several shards."""
+"""Ray keeps a task for each block; beyond this a block holds several shards, of which a killed actor's finished ones
+are not judged again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +212,8 @@ def _moderate(job: Job, pool: _Pool, *, shown: bool) -> tuple[Done, Done]:
     """Judge the parts that are not there yet; the counts of those that were, and of the others."""
     parts = [Part(index, shard) for index, file in enumerate(job.files) for shard in file.shards]
     present = bulk_store.names(job.output)
-    finished = [part for part in parts if f"{part.name}.parquet" in present]
-    before = _counted(job, finished)
+    counts = [finished(job, part) for part in parts if f"{part.name}.parquet" in present]
+    before = Done(sum(done.judged for done in counts), sum(done.dead for done in counts))
     waiting = [part for part in parts if f"{part.name}.parquet" not in present]
     judged = dead = 0
     total = sum(part.shard.rows for part in parts)
@@ -248,25 +249,6 @@ def _results(job: Job, parts: Sequence[Part], pool: _Pool) -> Iterator[Done]:
             yield done
     except RayError as error:
         raise _lost(error) from error
-
-
-def _counted(job: Job, parts: Sequence[Part]) -> Done:
-    """The rows of finished parts, as their files say."""
-    from pyarrow import ArrowException
-    from pyarrow.parquet import read_metadata
-
-    judged = 0
-    for part in parts:
-        place = f"{job.output}/{part.name}.parquet"
-        with bulk_store.opened(place) as file:
-            try:
-                rows = read_metadata(file).num_rows
-            except (ArrowException, OSError) as error:
-                raise DataError(f"{place} is damaged: {error}; allowed: remove it and --resume") from error
-        if rows > part.shard.rows:
-            raise DataError(f"{place} has {rows} rows, its input {part.shard.rows}; allowed: remove it and --resume")
-        judged += rows
-    return Done(judged, sum(part.shard.rows for part in parts) - judged)
 
 
 def _result(answer: Any) -> Any:

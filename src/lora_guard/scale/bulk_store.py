@@ -57,6 +57,20 @@ def opened(place: str) -> IO[bytes]:
     return cast(IO[bytes], BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file)
 
 
+def exists(place: str) -> bool:
+    """Whether there is such a file now.
+
+    Raises:
+        DataError: that cannot be found out.
+    """
+    system, path = _located(place)
+    system.invalidate_cache()  # as for names
+    try:
+        return bool(system.isfile(path))
+    except OSError as error:
+        raise DataError(f"{place} cannot be read: {_reason(error)}") from error
+
+
 def size(place: str) -> int:
     """A file's length in bytes.
 
@@ -107,6 +121,20 @@ def write(place: str, data: bytes) -> None:
         system.pipe_file(path, data)
     except OSError as error:
         raise ResourceError(f"{place} cannot be written: {_reason(error)}") from error
+
+
+def remove(place: str) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        ResourceError: it cannot be removed.
+    """
+    if exists(place):
+        system, path = _located(place)
+        try:
+            system.rm_file(path)
+        except OSError as error:
+            raise ResourceError(f"{place} cannot be removed: {_reason(error)}") from error
 
 
 def remove_temporaries(folder: str) -> None:
