@@ -181,7 +181,10 @@ def test_a_driver_that_is_killed_is_resumed_by_the_next(asked: BulkSettings) -> 
     assert (summary["rows"], summary["judged"], summary["dead"]) == (32, 30, 2)
     assert summary["resumed"] >= 3
     assert sorted(row["prompt"] for row in rows_of(asked.output)) == sorted(TEXTS)
-    others = [line for line in result.stderr.splitlines() if not line.startswith("bulk: ")]
+    lines = result.stderr.splitlines()
+    size = sum(path.stat().st_size * (1 + (path.suffix != ".parquet")) for path in Path(asked.input).parent.iterdir())
+    assert any(line.startswith(f"plan: {size}/{size} bytes, ETA") for line in lines)
+    others = [line for line in lines if not line.startswith(("plan: ", "bulk: "))]
     assert all("Set ray log level" in line for line in others)  # Ray's one word that no setting silences
 
 

@@ -1,12 +1,14 @@
 """A shard of bulk moderation: judged as ``moderate`` does, written in one step, the same bytes each time."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from guards import tiny_guard_folder
 from pyarrow.parquet import read_table
+from tiny import tiny_folder
 
 from lora_guard import Guard, files
 from lora_guard.errors import DataError, GuardError, InputError
@@ -47,7 +49,7 @@ def job(guard_folder: Path, tmp_path: Path) -> Job:
     source.write_text("\n".join([json.dumps(ROWS[0]), *BAD, *map(json.dumps, ROWS[1:])]), "utf-8")
     planned = plan_file(str(source), 100)
     spec = files.sha256(guard_folder / "guard.json")
-    judge = Judge(str(guard_folder), None, "torch", "fp32", "balanced", None, spec)
+    judge = Judge(str(guard_folder), None, False, "torch", "fp32", "balanced", None, spec)
     return Job(judge, [planned], planned.columns, str(tmp_path / "out"))
 
 
@@ -161,10 +163,17 @@ def test_input_that_changed_since_it_was_planned_is_refused(job: Job, guard: Gua
 
 
 def test_another_guard_on_an_actors_machine_ends_the_run_in_one_line(job: Job, guard_folder: Path) -> None:
-    other = Judge(str(guard_folder), None, "torch", "fp32", "balanced", None, "0" * 64)
+    other = Judge(str(guard_folder), None, False, "torch", "fp32", "balanced", None, "0" * 64)
     done = ShardModerator(Job(other, job.files, job.columns, job.output))(part_of(job).to_row())
     assert "is another one on this machine" in done["error"]
     assert not Path(job.output).exists()
+
+
+def test_a_base_of_other_weights_judges_only_where_it_is_allowed(job: Job, tmp_path: Path) -> None:
+    other = replace(job.judge, base=str(tiny_folder(tmp_path / "base", seed=1)))
+    assert "--allow-other-base" in ShardModerator(replace(job, judge=other))(part_of(job).to_row())["error"]
+    allowing = replace(job, judge=replace(other, allow_other_base=True))
+    assert ShardModerator(allowing)(part_of(job).to_row())["error"] == ""
 
 
 def test_an_actor_loads_its_guard_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

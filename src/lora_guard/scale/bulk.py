@@ -20,7 +20,7 @@ from lora_guard.errors import ConfigError, GuardError, LoraGuardError, ResourceE
 from lora_guard.guard import EngineName, find
 from lora_guard.progress import progress
 from lora_guard.scale import bulk_manifest, bulk_rows, bulk_store, bulk_table
-from lora_guard.scale.bulk_plan import InputFile, Part, check_distinct, plan_file
+from lora_guard.scale.bulk_plan import InputFile, Part, check_distinct, planning, reading
 from lora_guard.scale.bulk_shard import DEAD_FOLDER, Done, Job, Judge, ShardModerator, finished
 
 _MOST_BLOCKS = 10_000
@@ -37,7 +37,7 @@ class BulkSettings:
         output: a folder, likewise.
         address: of a Ray cluster; one on this machine is started when absent.
         actors: guards in memory; one a GPU, or else one a machine, when absent.
-        guard, base, engine, policy: as in :meth:`lora_guard.guard.Guard.load`.
+        guard, base, allow_other_base, engine, policy: as in :meth:`lora_guard.guard.Guard.load`.
         target: ``prompt`` or ``response``; by default each row's last message decides.
         shard_rows: the most rows of an output file, and the most that a kill loses of an actor's work.
         resume: go on with a run in ``output``.
@@ -49,6 +49,7 @@ class BulkSettings:
     actors: int | None = None
     guard: str = "default"
     base: str | None = None
+    allow_other_base: bool = False
     engine: EngineName = "torch"
     policy: str | None = None
     target: Target | None = None
@@ -97,12 +98,13 @@ def moderate_bulk(settings: BulkSettings, *, shown: bool = True) -> BulkSummary:
     policy = spec.calibration.policy(settings.policy)
     with _cluster(settings.address):
         pool = _pool(settings.actors)
-        inputs = _plan(paths, settings.shard_rows, settings.target)
+        inputs = _plan(paths, settings.shard_rows, settings.target, shown=shown)
         columns = bulk_table.merged([file.columns for file in inputs])
         bulk_table.check_names(columns, spec.calibration.categories)
         judge = Judge(
             settings.guard,
             settings.base,
+            settings.allow_other_base,
             settings.engine,
             begun["precision"] if begun else _precision(settings.engine, pool),
             policy,
@@ -186,10 +188,20 @@ def _pool(wanted: int | None) -> _Pool:
     raise ConfigError(f"--actors {actors} is more than the cluster has processors; allowed: 1 to {sum(cpus)}")
 
 
-def _plan(paths: Sequence[str], shard_rows: int, target: Target | None) -> list[InputFile]:
-    """Plan all files, each in a task."""
-    task = ray.remote(plan_file)
-    inputs: list[InputFile] = _result([task.remote(path, shard_rows, target) for path in paths])
+def _plan(paths: Sequence[str], shard_rows: int, target: Target | None, *, shown: bool) -> list[InputFile]:
+    """Plan all files, each in a task that tells how far it is."""
+    task = ray.remote(planning)
+    waiting = {task.remote(path, shard_rows, target): path for path in paths}
+    planned: dict[str, InputFile] = {}
+    with progress("plan", sum(map(reading, paths)), unit="bytes", shown=shown) as tick:
+        while waiting:
+            (told,), _ = ray.wait(list(waiting), num_returns=1)
+            found = _result(next(told))
+            if isinstance(found, InputFile):
+                planned[waiting.pop(told)] = found
+            else:
+                tick(found)
+    inputs = [planned[path] for path in paths]
     check_distinct(inputs)
     return inputs
 

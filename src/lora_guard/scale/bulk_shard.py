@@ -33,6 +33,7 @@ class Judge:
 
     guard: str
     base: str | None
+    allow_other_base: bool
     engine: EngineName
     precision: Literal["fp32", "bf16"]
     policy: str
@@ -52,10 +53,20 @@ class Judge:
                 f"guard {self.guard!r} is another one on this machine: its {SPEC_FILE} has sha256 {found[:12]}…, "
                 f"the run's has {self.spec_sha256[:12]}…"
             )
+        other = self.allow_other_base
         if self.engine == "llama-cpp":
-            return Guard.load(self.guard, base=self.base, engine=self.engine, policy=self.policy)
+            return Guard.load(
+                self.guard, base=self.base, allow_other_base=other, engine=self.engine, policy=self.policy
+            )
         suit_torch(os.environ)
-        return Guard.load(self.guard, base=self.base, precision=self.precision, bulk=True, policy=self.policy)
+        return Guard.load(
+            self.guard,
+            base=self.base,
+            allow_other_base=other,
+            precision=self.precision,
+            bulk=True,
+            policy=self.policy,
+        )
 
 
 @dataclass(frozen=True, slots=True)
