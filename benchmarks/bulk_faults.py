@@ -81,7 +81,7 @@ def kill_planner(driver: psutil.Process, output: Path) -> bool:
 
 
 def kill_workers(driver: psutil.Process, output: Path) -> bool:
-    """Kill every process that Ray has started for work once a second shard is written: actors, tasks and idle ones."""
+    """Kill every worker process once a second shard is written: the actor, Ray Data's own actors and idle ones."""
     if written(output) < 2:
         return False
     count = 0
@@ -103,7 +103,8 @@ def kill_child(driver: psutil.Process, word: str) -> bool:
     for child in driver.children(recursive=True):
         try:
             title = " ".join(child.cmdline())
-            if title.startswith("ray::") and word in title:
+            # Without its agents a node is dead, and this machine's node takes the driver with it.
+            if title.startswith("ray::") and word in title and "Agent" not in title:
                 child.kill()
                 return True
         except psutil.NoSuchProcess:
