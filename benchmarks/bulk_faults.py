@@ -1,4 +1,4 @@
-"""Kills in the middle of a bulk moderation: an actor, a worker process, the driver; then row-for-row equality.
+"""Kills in the middle of a bulk moderation: an actor, worker processes, the driver; then row-for-row equality.
 
     python benchmarks/bulk_faults.py [--input GLOB] [--rows-per-shard 16]
 
@@ -37,7 +37,8 @@ def main() -> None:
         print(f"reference: {len(expected)} rows")
         faults: dict[str, Callable[[psutil.Process, Path], bool]] = {
             "actor": kill_actor,
-            "worker process": kill_worker,
+            "worker process that plans": kill_planner,
+            "all worker processes": kill_workers,
             "driver": kill_driver,
         }
         equal = [disturbed(fault, kill, command, folder, expected) for fault, kill in faults.items()]
@@ -74,9 +75,19 @@ def kill_actor(driver: psutil.Process, output: Path) -> bool:
     return written(output) >= 2 and kill_child(driver, ACTOR)
 
 
-def kill_worker(driver: psutil.Process, output: Path) -> bool:
+def kill_planner(driver: psutil.Process, output: Path) -> bool:
     """Kill the worker process that plans the input."""
-    return kill_child(driver, "plan_file")
+    return kill_child(driver, "planning")
+
+
+def kill_workers(driver: psutil.Process, output: Path) -> bool:
+    """Kill every worker process once a second shard is written: the actor, Ray Data's own actors and idle ones."""
+    if written(output) < 2:
+        return False
+    count = 0
+    while kill_child(driver, "ray::"):
+        count += 1
+    return count > 0
 
 
 def kill_driver(driver: psutil.Process, output: Path) -> bool:
@@ -92,7 +103,8 @@ def kill_child(driver: psutil.Process, word: str) -> bool:
     for child in driver.children(recursive=True):
         try:
             title = " ".join(child.cmdline())
-            if title.startswith("ray::") and word in title:
+            # Without its agents a node is dead, and this machine's node takes the driver with it.
+            if title.startswith("ray::") and word in title and "Agent" not in title:
                 child.kill()
                 return True
         except psutil.NoSuchProcess:

@@ -20,20 +20,22 @@ from typing import Any
 
 CONVERSATIONS = (10**6, 10**8, 10**10)
 SLOWEST = 3.0
+MOST_REPLICAS = 1000
+"""Of a simulated pool, as Ray's clusters have; further ones are pools beside it."""
 LOADS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds on one replica, from ``benchmarks/serving`` and ``lora-guard bench``, 2026-11-25."""
+    """Seconds on one replica: the figures of docs/performance.md, 2026-11-26; each can be given as an option."""
 
-    step: float = 0.037
-    """A token of one chat."""
-    prompt: float = 0.126
-    """Prefill and judgement of a short prompt; longer ones in proportion to their tokens."""
+    step: float = 0.050
+    """A token of one chat: the decode step of ``benchmarks/serving/overhead.py``."""
+    prompt: float = 0.186
+    """Prefill and judgement of a short prompt, there too; longer ones in proportion to their tokens."""
     prompt_tokens: int = 40
-    check: float = 0.037
-    """Every 16 tokens and at the end."""
+    check: float = 0.054
+    """Every 16 tokens and at the end: 37/34 of a step, as ``lora-guard bench dual-path`` has them."""
     every: int = 16
     chats: int = 8
     """Shared among at a time; the others wait."""
@@ -91,19 +93,26 @@ class Replica:
 def main() -> None:
     """Simulate, derive and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--replicas", type=int, default=100, help="of the simulated pool; larger needs are whole pools")
+    parser.add_argument("--replicas", type=int, default=100, help="of the pool whose load is chosen")
     parser.add_argument("--requests", type=int, default=40_000, help="simulated at each load")
     parser.add_argument("--seed", type=int, default=0)
+    for name, default in asdict(Measured()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help="of one replica")
     parser.add_argument("--plot", type=Path, help="an SVG of the slowest percent over the load")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    measured, assumed = Measured(), Assumed()
+    measured = Measured(**{name: getattr(arguments, name) for name in asdict(Measured())})
+    assumed = Assumed()
     curve = [simulate(measured, assumed, load, arguments) for load in LOADS]
     fitting = [point for point in curve if point["slowest"] <= SLOWEST]
     if not fitting:
         raise SystemExit(f"no load keeps the slowest percent within {SLOWEST} times: raise SLOWEST")
     chosen = fitting[-1]
     plan = [derive(measured, assumed, chosen, count) for count in CONVERSATIONS]
+    for row in plan:  # replicas beyond the largest simulated pool are further pools of its kind
+        pool = min(int(row["replicas"]), MOST_REPLICAS)
+        point = simulate(measured, assumed, chosen["load"], argparse.Namespace(**{**vars(arguments), "replicas": pool}))
+        row |= {"pool": pool, **{name: point[name] for name in ("seconds", "p95_seconds", "slowest_seconds")}}
     if arguments.plot is not None:
         plot(curve, arguments.plot)
     found = {"measured": asdict(measured), "assumed": asdict(assumed), "curve": curve, "plan": plan}
@@ -164,6 +173,7 @@ def simulate(measured: Measured, assumed: Assumed, load: float, arguments: Any) 
         "median": quantile(ratios, 0.5),
         "slowest": quantile(ratios, 0.99),
         "seconds": quantile(seconds, 0.5),
+        "p95_seconds": quantile(seconds, 0.95),
         "slowest_seconds": quantile(seconds, 0.99),
         "mean_work": mean,
     }
@@ -203,12 +213,14 @@ def text(curve: list[dict[str, float]], chosen: dict[str, float], plan: list[dic
         )
     lines += [
         "",
-        "| conversations a day | requests/s, busiest hour | replicas | $ a day | $ per 1,000 | audit log a day |",
+        "| conversations a day | requests/s, busiest hour | replicas | a request, p50, s | p95, s | p99, s | $ a day | "
+        "$ per 1,000 | audit log a day |",
     ]
-    lines += ["|---|---|---|---|---|---|"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     for row in plan:
         lines.append(
             f"| {row['conversations']:,} | {row['requests_per_second']:,.0f} | {row['replicas']:,} | "
+            f"{row['seconds']:.1f} | {row['p95_seconds']:.1f} | {row['slowest_seconds']:.1f} | "
             f"{row['dollars_a_day']:,.0f} | {row['dollars_per_thousand']:.2f} | {row['audit_gigabytes']:,.1f} GB |"
         )
     return "\n".join(lines)

@@ -93,7 +93,21 @@ def test_a_stopped_run_goes_on_where_it_was_and_comes_to_the_same(asked: BulkSet
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_actor_that_is_killed_again_and_again_loses_and_repeats_nothing(asked: BulkSettings) -> None:
+def test_a_run_whose_output_stands_among_its_input_is_resumed(asked: BulkSettings) -> None:
+    folder = Path(asked.input).parent
+    asked = replace(asked, input=f"{folder}/**", output=f"{folder}/out", shard_rows=32)
+    assert moderate_bulk(asked, shown=False).rows == 32
+    Path(asked.output, "part-00001-000000.parquet").unlink()
+    summary = moderate_bulk(replace(asked, resume=True), shown=False)
+    assert (summary.rows, summary.resumed) == (32, 23)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("blocks", [10_000, 2])  # with two, a kill gives several finished shards to the next actor
+def test_an_actor_that_is_killed_again_and_again_loses_and_repeats_nothing(
+    asked: BulkSettings, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "_MOST_BLOCKS", blocks)
     asked = replace(asked, shard_rows=1)
     moderate_bulk(asked, shown=False)
     again = replace(asked, output=f"{asked.output}-killed")
@@ -167,7 +181,10 @@ def test_a_driver_that_is_killed_is_resumed_by_the_next(asked: BulkSettings) -> 
     assert (summary["rows"], summary["judged"], summary["dead"]) == (32, 30, 2)
     assert summary["resumed"] >= 3
     assert sorted(row["prompt"] for row in rows_of(asked.output)) == sorted(TEXTS)
-    others = [line for line in result.stderr.splitlines() if not line.startswith("bulk: ")]
+    lines = result.stderr.splitlines()
+    size = sum(path.stat().st_size * (1 + (path.suffix != ".parquet")) for path in Path(asked.input).parent.iterdir())
+    assert any(line.startswith(f"plan: {size}/{size} bytes, ETA") for line in lines)
+    others = [line for line in lines if not line.startswith(("plan: ", "bulk: "))]
     assert all("Set ray log level" in line for line in others)  # Ray's one word that no setting silences
 
 

@@ -11,7 +11,7 @@ from lora_guard.scale import bulk_manifest
 from lora_guard.scale.bulk_plan import InputFile, Shard
 from lora_guard.scale.bulk_shard import Judge
 
-JUDGE = Judge("default", None, "torch", "fp32", "balanced", None, "1" * 64)
+JUDGE = Judge("default", None, False, "torch", "fp32", "balanced", None, "1" * 64)
 FILES = [InputFile(f"/{name}.jsonl", name * 64, 10, [Shard(0, 0, 3, 0, 0)], {}) for name in "ab"]
 
 

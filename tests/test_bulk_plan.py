@@ -11,7 +11,7 @@ from pyarrow.parquet import write_table
 
 from lora_guard.errors import DataError
 from lora_guard.scale import bulk_plan, bulk_rows
-from lora_guard.scale.bulk_plan import InputFile, Part, Shard, plan_file
+from lora_guard.scale.bulk_plan import InputFile, Part, Shard, plan_file, planning, reading
 
 TEXTS = [f"row {number}\nof several lines, or not" for number in range(23)]
 
@@ -52,6 +52,18 @@ def test_a_shard_of_long_rows_ends_at_a_number_of_bytes(form: str, tmp_path: Pat
     file = plan_file(str(write_input(tmp_path, form)), 100, shard_bytes=120)
     assert len(file.shards) > 4
     assert [text for shard in file.shards for text in texts_of(file, shard)] == TEXTS
+
+
+@pytest.mark.parametrize("form", bulk_rows.FORMS)
+def test_planning_tells_how_far_it_is_up_to_all_that_it_reads(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_plan, "_PIECE", 64)
+    path = str(write_input(tmp_path, form))
+    *told, planned = planning(path, 4)
+    assert sum(count for count in told if isinstance(count, int)) == reading(path)
+    assert len(told) > 8
+    assert planned == plan_file(path, 4)
 
 
 def test_a_row_decides_columns_if_the_asked_target_can_be_judged(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """A shard of bulk moderation: judged as ``moderate`` does, written in one step, the same bytes each time."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from guards import tiny_guard_folder
 from pyarrow.parquet import read_table
+from tiny import tiny_folder
 
 from lora_guard import Guard, files
 from lora_guard.errors import DataError, GuardError, InputError
@@ -35,13 +37,19 @@ def guard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_guard_folder(tmp_path_factory.mktemp("guard"))
 
 
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "good.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
 @pytest.fixture
 def job(guard_folder: Path, tmp_path: Path) -> Job:
     source = tmp_path / "rows.jsonl"
     source.write_text("\n".join([json.dumps(ROWS[0]), *BAD, *map(json.dumps, ROWS[1:])]), "utf-8")
     planned = plan_file(str(source), 100)
     spec = files.sha256(guard_folder / "guard.json")
-    judge = Judge(str(guard_folder), None, "torch", "fp32", "balanced", None, spec)
+    judge = Judge(str(guard_folder), None, False, "torch", "fp32", "balanced", None, spec)
     return Job(judge, [planned], planned.columns, str(tmp_path / "out"))
 
 
@@ -90,6 +98,27 @@ def test_a_shard_judged_again_gives_the_same_bytes(job: Job, guard: Guard) -> No
     assert len(first) == 2
 
 
+def test_letters_of_a_killed_actor_do_not_stand_beside_the_rows_that_are_judged_this_time(
+    job: Job, guard: Guard, tmp_path: Path
+) -> None:
+    planned = plan_file(str(write_rows(tmp_path, ROWS)), 100)
+    again = Job(job.judge, [planned], planned.columns, job.output)
+    stale = Path(job.output, "_dead", "part-00000-000000.jsonl")
+    bulk_store.write(str(stale), b"{}")
+    assert moderate_part(guard, again, part_of(again)) == (len(ROWS), 0, "")
+    assert not stale.exists()
+
+
+def test_a_finished_shard_that_is_given_again_is_counted_and_not_judged(
+    job: Job, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moderate_part(guard, job, part_of(job))
+    monkeypatch.delattr(bulk_shard.Judge, "load")
+    monkeypatch.delattr(bulk_store, "write")
+    done = ShardModerator(job)(part_of(job).to_row())
+    assert done == {"judged": len(ROWS), "dead": len(BAD), "error": ""}
+
+
 def test_the_parquet_file_is_written_last_for_it_says_that_the_shard_is_done(
     job: Job, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,10 +163,17 @@ def test_input_that_changed_since_it_was_planned_is_refused(job: Job, guard: Gua
 
 
 def test_another_guard_on_an_actors_machine_ends_the_run_in_one_line(job: Job, guard_folder: Path) -> None:
-    other = Judge(str(guard_folder), None, "torch", "fp32", "balanced", None, "0" * 64)
+    other = Judge(str(guard_folder), None, False, "torch", "fp32", "balanced", None, "0" * 64)
     done = ShardModerator(Job(other, job.files, job.columns, job.output))(part_of(job).to_row())
     assert "is another one on this machine" in done["error"]
     assert not Path(job.output).exists()
+
+
+def test_a_base_of_other_weights_judges_only_where_it_is_allowed(job: Job, tmp_path: Path) -> None:
+    other = replace(job.judge, base=str(tiny_folder(tmp_path / "base", seed=1)))
+    assert "--allow-other-base" in ShardModerator(replace(job, judge=other))(part_of(job).to_row())["error"]
+    allowing = replace(job, judge=replace(other, allow_other_base=True))
+    assert ShardModerator(allowing)(part_of(job).to_row())["error"] == ""
 
 
 def test_an_actor_loads_its_guard_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,5 +182,6 @@ def test_an_actor_loads_its_guard_once(job: Job, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bulk_shard.Judge, "load", lambda judge: (loads.append(None), load(judge))[1])
     actor = ShardModerator(job)
     for _ in range(2):
+        bulk_store.remove(f"{job.output}/part-00000-000000.parquet")
         assert actor(part_of(job).to_row()) == {"judged": len(ROWS), "dead": len(BAD), "error": ""}
     assert len(loads) == 1

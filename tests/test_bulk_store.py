@@ -55,6 +55,10 @@ def test_what_is_written_is_found_listed_and_read(folder: str) -> None:
     assert bulk_store.matching(found[1]) == found[1:]
     assert bulk_store.names(f"{folder}/new") == {"a.jsonl", "b.jsonl", "c.csv"}
     assert bulk_store.names(f"{folder}/other") == set()
+    assert bulk_store.exists(found[0])
+    for _ in range(2):
+        bulk_store.remove(found[0])
+    assert not bulk_store.exists(found[0])
 
 
 def test_input_that_is_not_there_is_one_clear_line(folder: str) -> None:
@@ -68,6 +72,23 @@ def test_input_that_is_not_there_is_one_clear_line(folder: str) -> None:
         bulk_store.opened(f"{folder}/new/b.jsonl")
     with pytest.raises(DataError, match=r"a\.jsonl is a file; allowed: a folder"):
         bulk_store.names(f"{folder}/new/a.jsonl")
+
+
+def test_what_stands_in_the_output_folder_is_no_input(folder: str) -> None:
+    for name in ("a.jsonl", "out/part.jsonl", "out/_dead/part.jsonl", "outer/b.jsonl"):
+        bulk_store.write(f"{folder}/{name}", b"{}")
+    found = bulk_store.matching(f"{folder}/**", outside=f"{folder}/out/")
+    assert sorted(name.removeprefix(found[0].removesuffix("a.jsonl")) for name in found) == ["a.jsonl", "outer/b.jsonl"]
+    assert len(bulk_store.matching(f"{folder}/**", outside="memory://elsewhere")) == 4
+    with pytest.raises(DataError, match=r"matches no file outside '.*out'; allowed"):
+        bulk_store.matching(f"{folder}/out/*", outside=f"{folder}/out")
+
+
+def test_an_output_folder_is_known_by_a_link_to_it(tmp_path: Path) -> None:
+    bulk_store.write(f"{tmp_path}/in/a.jsonl", b"")
+    bulk_store.write(f"{tmp_path}/in/out/b.jsonl", b"")
+    (tmp_path / "link").symlink_to(tmp_path / "in" / "out")
+    assert bulk_store.matching(f"{tmp_path}/in/**", outside=f"{tmp_path}/link") == [f"{tmp_path}/in/a.jsonl"]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from lora_guard.scale.bulk_table import Columns, add_row, add_schema, check_name
 from lora_guard.verdict import Decision, Verdict
 
 VERDICT = Verdict(True, 0.75, 0.5, "prompt", {"a": Decision(False, 0.25, 0.5)}, 2)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
+INTEGERS = st.integers() | st.sampled_from([2**31, 2**53 + 1, -(2**53) - 1])
+SCALARS = st.none() | st.booleans() | INTEGERS | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from("ab"), inner))
 
 
@@ -37,10 +38,27 @@ def test_every_value_comes_back_or_is_json_text(rows: list[dict[str, Any]]) -> N
             elif kind is None:
                 assert json.loads(found[name]) == value
             elif kind == pyarrow.float64():
-                assert found[name] == float(value)
+                assert found[name] == value
             else:
                 assert found[name] == value
                 assert type(found[name]) is type(value)
+
+
+@pytest.mark.parametrize("other", [0.5, pyarrow.float64(), pyarrow.float32()])
+def test_an_integer_that_no_float_holds_is_kept_beside_fractions(other: object) -> None:
+    row = {"x": 2**53 + 1}
+    columns = columns_of([row] if isinstance(other, pyarrow.DataType) else [row, {"x": other}])
+    if isinstance(other, pyarrow.DataType):
+        add_schema(columns, pyarrow.schema({"x": other}))
+    (found,) = table(["id"], [row], [VERDICT], columns, ["a"]).to_pylist()
+    assert found["x"] == "9007199254740993"
+
+
+def test_integers_of_any_width_are_written_as_those_of_64_bits() -> None:
+    columns: Columns = {}
+    add_schema(columns, pyarrow.schema({"x": pyarrow.uint32(), "y": pyarrow.int8(), "z": pyarrow.uint64()}))
+    written = schema(merged([columns, columns_of([{"y": 1, "w": 1}])]), [])
+    assert [written.field(name).type for name in "xywz"] == [pyarrow.int64()] * 3 + [pyarrow.uint64()]
 
 
 @given(st.lists(st.lists(st.dictionaries(st.sampled_from("xyz"), VALUES)), min_size=1))

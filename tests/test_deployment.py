@@ -17,7 +17,7 @@ from clusters import local_cluster
 from guards import tiny_guard_folder
 
 from lora_guard import Conversation, Guard
-from lora_guard.errors import ArtifactError, ConfigError
+from lora_guard.errors import ArtifactError, ConfigError, ResourceError
 from lora_guard.serving.config import ServeConfig
 
 ray = pytest.importorskip("ray", reason="needs the extra 'scale'; make test-extras installs it")
@@ -160,6 +160,36 @@ def test_a_replica_whose_process_dies_is_replaced(url: str, folders: dict[str, P
     until(lambda: answered(url, "/ready"))
     assert score(url, "main")[1] == pytest.approx(alone(folders["first"]), abs=1e-5)
     assert replica_process() != process
+
+
+def test_replicas_go_by_the_requests_under_way_between_the_least_and_the_most_that_are_asked_for() -> None:
+    server = ServeConfig.model_validate({"queue": 40, "drain": 7})
+    asked = Settings(least_replicas=2, most_replicas=7, requests_per_replica=3.5, cpus=2, gpus=0.5, server=server)
+    deployment = application(asked)._bound_deployment  # as Ray has checked and understood it
+    config, scaling = deployment._deployment_config, deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 7, 3.5)
+    assert deployment._replica_config.ray_actor_options == {"num_cpus": 2, "num_gpus": 0.5}
+    assert (config.max_ongoing_requests, config.graceful_shutdown_timeout_s) == (40, 7)
+    assert config.health_check_timeout_s > config.health_check_period_s > 0
+
+
+def test_a_replica_whose_engine_hangs_or_is_dead_is_unhealthy(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica.__bases__[0](Settings(guard=str(folders["first"])))  # without Ray's wrapper
+    worker = replica._service.worker
+    worker.start()
+    asyncio.run(replica.check_health())
+    with monkeypatch.context() as hanging:
+        hanging.setattr(worker._shared, "busy_since", time.monotonic() - 2 * replica._config.guard_deadline)
+        with pytest.raises(ResourceError, match="the engine takes no requests"):
+            asyncio.run(replica.check_health())
+    asyncio.run(replica.check_health())
+    monkeypatch.setattr(worker, "_wait", lambda: False)  # the thread ends as it would by an error
+    worker.retire(replica._guard)
+    worker._thread.join()
+    with pytest.raises(ResourceError, match="the engine takes no requests"):
+        asyncio.run(replica.check_health())
 
 
 def test_an_address_that_others_reach_needs_keys() -> None:

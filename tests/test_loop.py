@@ -331,16 +331,20 @@ def test_a_worker_killed_among_several_ends_the_run_which_resumes_to_the_same_we
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize(("adapter", "processes"), [("lora", 2), ("alora", 2), ("lora", 4)])
+@pytest.mark.parametrize(
+    ("adapter", "processes", "saves"), [("lora", 2, True), ("alora", 2, False), ("lora", 4, False)]
+)
 def test_several_processes_train_the_weights_of_one(
-    make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str, processes: int
+    make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str, processes: int, saves: bool
 ) -> None:
+    """Where they save memory, by activation checkpointing, the one does without."""
     write_rows(tmp_path / "rows.jsonl", 25)  # 17 to train on: the last batch of 4 has fewer rows than processes
     config = make_config(adapter=adapter, lora_dropout=0.0, epochs=1)
     train(config, tmp_path / "one", prefixes=tmp_path / "prefixes")
     assert len(json.loads((tmp_path / "one" / "splits.json").read_text("utf-8"))["train"]) % config.batch_size == 1
     (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
-    run = launched(processes, tmp_path / "two", tmp_path / "config.yaml")
+    options = ["--set", "activation_checkpointing=true"] if saves else []
+    run = launched(processes, tmp_path / "two", tmp_path / "config.yaml", *options)
     output, errors = run.communicate()
     assert run.returncode == 0, errors
     assert f"{processes} processes (gloo)" in output

@@ -1,6 +1,7 @@
 """The simulation of replicas agrees with what queueing theory knows."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -35,3 +36,17 @@ def test_more_load_is_never_faster_and_replicas_grow_with_the_conversations() ->
     plans = [simulation.derive(simulation.Measured(), simulation.Assumed(), points[0], 10**n) for n in (6, 8)]
     assert plans[1]["replicas"] == pytest.approx(100 * plans[0]["replicas"], rel=0.01)
     assert plans[1]["dollars_per_thousand"] == pytest.approx(plans[0]["dollars_per_thousand"], rel=0.01)
+
+
+def test_each_count_of_conversations_has_the_latencies_of_a_pool_of_its_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--requests", "500", "--replicas", "20", "--step", "0.5", "--json"]
+    monkeypatch.setattr(sys, "argv", ["scale_simulation.py", *words])
+    simulation.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["measured"]["step"] == 0.5
+    assert [row["conversations"] for row in found["plan"]] == [10**6, 10**8, 10**10]
+    for row in found["plan"]:
+        assert row["pool"] == min(row["replicas"], simulation.MOST_REPLICAS)
+        assert 0 < row["seconds"] < row["p95_seconds"] < row["slowest_seconds"]

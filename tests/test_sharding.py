@@ -24,11 +24,15 @@ from lora_guard.sharding import as_held, whole
 from lora_guard.training import loop
 
 
-@pytest.fixture(scope="module", params=["lora", "alora", "lora on bf16"])
+@pytest.fixture(scope="module", params=["lora, saving", "alora", "lora on bf16"])
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """The runs ``one`` (this process), ``sharded``, ``killed`` and resumed, and ``killed-alone``, not resumed yet."""
+    """The runs ``one`` (this process), ``sharded``, ``killed`` and resumed, and ``killed-alone``, not resumed yet.
+
+    Where memory is saved, by activation checkpointing, ``one`` does without.
+    """
     folder = tmp_path_factory.mktemp("runs")
-    adapter, _, dtype = request.param.partition(" on ")
+    trained, _, dtype = request.param.partition(" on ")
+    adapter, saves, _ = trained.partition(", saving")
     base = tiny_folder(folder / "base")
     if dtype:
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
@@ -46,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
             "train": [{"path": str(folder / "rows.jsonl")}],
             "test": [{"path": str(folder / f"{name}.jsonl")} for name in ("held", "single")],
             "adapter": adapter,
+            "activation_checkpointing": bool(saves),
             "epochs": 2,
             "batch_size": 4,
             "micro_batch_size": 1,
@@ -59,7 +64,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         }
     )
     (folder / "config.yaml").write_text(config.to_yaml(), "utf-8")
-    loop.train(config, folder / "one", prefixes=folder / "cache" / "prefixes")
+    plain = config.model_copy(update={"activation_checkpointing": False})
+    loop.train(plain, folder / "one", prefixes=folder / "cache" / "prefixes")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
         [*launch, str(Path(__file__).with_name("sharded_run.py")), str(folder / "config.yaml"), str(folder)],

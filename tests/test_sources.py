@@ -130,6 +130,16 @@ def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
         read_file(tmp_path / "short.csv", TAXONOMY)
 
 
+@pytest.mark.parametrize("behind", ["b,0\nc,1\n", '"b",0\n"c",1\n'])
+def test_a_quote_that_is_not_closed_is_refused_with_its_place_since_it_takes_in_the_rows_behind_it(
+    behind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'prompt,unsafe\na,0\n"never closed,1\n{behind}', "utf-8")
+    with pytest.raises(DataError, match=r"rows\.csv: the row behind line 2 is not CSV: .*; needed: each quote closed"):
+        read_file(path, TAXONOMY)
+
+
 def test_a_column_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\na,1\n", "utf-8")

@@ -212,6 +212,7 @@ def bulk(
     target: TargetOption = None,
     guard: GuardOption = "default",
     base: BaseOption = None,
+    allow_other_base: OtherBaseOption = False,
     engine: EngineOption = "torch",
     policy: PolicyOption = None,
 ) -> None:
@@ -227,6 +228,7 @@ def bulk(
         resume=resume,
         guard=guard,
         base=base,
+        allow_other_base=allow_other_base,
         engine=engine,
         policy=policy,
         target=target,

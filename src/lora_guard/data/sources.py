@@ -123,16 +123,20 @@ def _read_file(path: Path, taxonomy: Taxonomy, columns: Mapping[str, str]) -> _F
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    end = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(f"{path}:{reader.line_num}: row has another number of cells than the header")
-                yield f"{path}:{reader.line_num}", row
+                end = reader.line_num
+                yield f"{path}:{end}", row
     except OSError as error:
         raise DataError(f"data file {str(path)!r} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:  # it may be raised at the end of the file, for a quote that was opened long before
+        raise DataError(f"{path}: the row behind line {end} is not CSV: {error}; needed: each quote closed") from error
+    except UnicodeDecodeError as error:
         raise DataError(f"data file {str(path)!r} is not CSV in UTF-8: {error}") from error
 
 

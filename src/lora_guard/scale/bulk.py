@@ -16,15 +16,16 @@ from ray.exceptions import RayError, RayTaskError
 from lora_guard import files
 from lora_guard.artifact import SPEC_FILE, read_spec
 from lora_guard.conversation import Target
-from lora_guard.errors import ConfigError, DataError, GuardError, LoraGuardError, ResourceError
+from lora_guard.errors import ConfigError, GuardError, LoraGuardError, ResourceError
 from lora_guard.guard import EngineName, find
 from lora_guard.progress import progress
 from lora_guard.scale import bulk_manifest, bulk_rows, bulk_store, bulk_table
-from lora_guard.scale.bulk_plan import InputFile, Part, check_distinct, plan_file
-from lora_guard.scale.bulk_shard import DEAD_FOLDER, Done, Job, Judge, ShardModerator
+from lora_guard.scale.bulk_plan import InputFile, Part, check_distinct, planning, reading
+from lora_guard.scale.bulk_shard import DEAD_FOLDER, Done, Job, Judge, ShardModerator, finished
 
 _MOST_BLOCKS = 10_000
-"""Ray keeps a task for each block; beyond this a block holds several shards."""
+"""Ray keeps a task for each block; beyond this a block holds several shards, of which a killed actor's finished ones
+are not judged again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class BulkSettings:
         output: a folder, likewise.
         address: of a Ray cluster; one on this machine is started when absent.
         actors: guards in memory; one a GPU, or else one a machine, when absent.
-        guard, base, engine, policy: as in :meth:`lora_guard.guard.Guard.load`.
+        guard, base, allow_other_base, engine, policy: as in :meth:`lora_guard.guard.Guard.load`.
         target: ``prompt`` or ``response``; by default each row's last message decides.
         shard_rows: the most rows of an output file, and the most that a kill loses of an actor's work.
         resume: go on with a run in ``output``.
@@ -48,6 +49,7 @@ class BulkSettings:
     actors: int | None = None
     guard: str = "default"
     base: str | None = None
+    allow_other_base: bool = False
     engine: EngineName = "torch"
     policy: str | None = None
     target: Target | None = None
@@ -89,19 +91,20 @@ def moderate_bulk(settings: BulkSettings, *, shown: bool = True) -> BulkSummary:
     began = time.monotonic()
     output = bulk_store.absolute(settings.output)
     begun = bulk_manifest.read(output, resume=settings.resume)
-    paths = bulk_store.matching(settings.input)
+    paths = bulk_store.matching(settings.input, outside=output)  # what a run to resume has written is no input
     for path in paths:
         bulk_rows.form_of(path)
     spec = read_spec(find(settings.guard))
     policy = spec.calibration.policy(settings.policy)
     with _cluster(settings.address):
         pool = _pool(settings.actors)
-        inputs = _plan(paths, settings.shard_rows, settings.target)
+        inputs = _plan(paths, settings.shard_rows, settings.target, shown=shown)
         columns = bulk_table.merged([file.columns for file in inputs])
         bulk_table.check_names(columns, spec.calibration.categories)
         judge = Judge(
             settings.guard,
             settings.base,
+            settings.allow_other_base,
             settings.engine,
             begun["precision"] if begun else _precision(settings.engine, pool),
             policy,
@@ -185,10 +188,20 @@ def _pool(wanted: int | None) -> _Pool:
     raise ConfigError(f"--actors {actors} is more than the cluster has processors; allowed: 1 to {sum(cpus)}")
 
 
-def _plan(paths: Sequence[str], shard_rows: int, target: Target | None) -> list[InputFile]:
-    """Plan all files, each in a task."""
-    task = ray.remote(plan_file)
-    inputs: list[InputFile] = _result([task.remote(path, shard_rows, target) for path in paths])
+def _plan(paths: Sequence[str], shard_rows: int, target: Target | None, *, shown: bool) -> list[InputFile]:
+    """Plan all files, each in a task that tells how far it is."""
+    task = ray.remote(planning)
+    waiting = {task.remote(path, shard_rows, target): path for path in paths}
+    planned: dict[str, InputFile] = {}
+    with progress("plan", sum(map(reading, paths)), unit="bytes", shown=shown) as tick:
+        while waiting:
+            (told,), _ = ray.wait(list(waiting), num_returns=1)
+            found = _result(next(told))
+            if isinstance(found, InputFile):
+                planned[waiting.pop(told)] = found
+            else:
+                tick(found)
+    inputs = [planned[path] for path in paths]
     check_distinct(inputs)
     return inputs
 
@@ -211,8 +224,8 @@ def _moderate(job: Job, pool: _Pool, *, shown: bool) -> tuple[Done, Done]:
     """Judge the parts that are not there yet; the counts of those that were, and of the others."""
     parts = [Part(index, shard) for index, file in enumerate(job.files) for shard in file.shards]
     present = bulk_store.names(job.output)
-    finished = [part for part in parts if f"{part.name}.parquet" in present]
-    before = _counted(job, finished)
+    counts = [finished(job, part) for part in parts if f"{part.name}.parquet" in present]
+    before = Done(sum(done.judged for done in counts), sum(done.dead for done in counts))
     waiting = [part for part in parts if f"{part.name}.parquet" not in present]
     judged = dead = 0
     total = sum(part.shard.rows for part in parts)
@@ -248,25 +261,6 @@ def _results(job: Job, parts: Sequence[Part], pool: _Pool) -> Iterator[Done]:
             yield done
     except RayError as error:
         raise _lost(error) from error
-
-
-def _counted(job: Job, parts: Sequence[Part]) -> Done:
-    """The rows of finished parts, as their files say."""
-    from pyarrow import ArrowException
-    from pyarrow.parquet import read_metadata
-
-    judged = 0
-    for part in parts:
-        place = f"{job.output}/{part.name}.parquet"
-        with bulk_store.opened(place) as file:
-            try:
-                rows = read_metadata(file).num_rows
-            except (ArrowException, OSError) as error:
-                raise DataError(f"{place} is damaged: {error}; allowed: remove it and --resume") from error
-        if rows > part.shard.rows:
-            raise DataError(f"{place} has {rows} rows, its input {part.shard.rows}; allowed: remove it and --resume")
-        judged += rows
-    return Done(judged, sum(part.shard.rows for part in parts) - judged)
 
 
 def _result(answer: Any) -> Any:

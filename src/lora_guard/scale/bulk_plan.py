@@ -1,6 +1,7 @@
 """Cuts input files into shards, the units that a bulk moderation judges, writes and resumes by."""
 
 import hashlib
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Self
 
@@ -12,6 +13,10 @@ from lora_guard.scale.bulk_table import Columns
 
 _SHARD_BYTES = 32 << 20
 """A shard ends at this many bytes of input too, since an actor holds a shard in memory."""
+
+
+_PIECE = 8 << 20
+"""Bytes that are hashed at a time, and between two words of progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,15 @@ class Part:
 
 
 def plan_file(path: str, shard_rows: int, target: Target | None = None, shard_bytes: int = _SHARD_BYTES) -> InputFile:
+    """:func:`planning` to its end."""
+    *_, planned = planning(path, shard_rows, target, shard_bytes)
+    assert isinstance(planned, InputFile)
+    return planned
+
+
+def planning(
+    path: str, shard_rows: int, target: Target | None = None, shard_bytes: int = _SHARD_BYTES
+) -> Iterator[int | InputFile]:
     """Read a file in pieces: its hash, its columns, and where each shard begins.
 
     Args:
@@ -85,20 +99,37 @@ def plan_file(path: str, shard_rows: int, target: Target | None = None, shard_by
         target: what of each row is judged; by default its last message decides.
         shard_bytes: a shard ends when it has so many bytes, too.
 
+    Yields:
+        Bytes that were read since the last time, :func:`reading` of them in all, and the plan at the end.
+
     Raises:
         DataError: it cannot be read, or is not of the form that its ending says.
     """
     with bulk_store.opened(path) as file:
+        digest, length = hashlib.sha256(), 0
         try:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-            length = file.tell()
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                length += len(piece)
+                yield len(piece)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
         if bulk_rows.form_of(path) == ".parquet":
             shards, columns = _cut_parquet(file, path, shard_rows, shard_bytes)
         else:
-            shards, columns = _cut_text(file, path, shard_rows, target, shard_bytes) if length else ([], {})
-    return InputFile(path, digest, length, shards, columns)
+            shards, columns = ([], {})
+            if length:
+                shards, columns = yield from _cut_text(file, path, shard_rows, target, shard_bytes)
+    yield InputFile(path, digest.hexdigest(), length, shards, columns)
+
+
+def reading(path: str) -> int:
+    """How many bytes :func:`planning` reads: text once for its hash and once for its rows.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    return bulk_store.size(path) * (1 if bulk_rows.form_of(path) == ".parquet" else 2)
 
 
 def check_distinct(files: list[InputFile]) -> None:
@@ -118,14 +149,15 @@ def check_distinct(files: list[InputFile]) -> None:
 
 def _cut_text(
     file: IO[bytes], path: str, shard_rows: int, target: Target | None, shard_bytes: int
-) -> tuple[list[Shard], Columns]:
+) -> Generator[int, None, tuple[list[Shard], Columns]]:
+    length = file.tell()
     form = bulk_rows.form_of(path)
     columns: Columns = {}
     if form == ".csv":
         bulk_table.add_row(columns, dict.fromkeys(bulk_rows.header(file, path), ""))
     shards: list[Shard] = []
     begin = end = Position()
-    first = count = 0
+    first = count = told = 0
     for row in bulk_rows.rows(file, path, begin):
         if count == shard_rows or (count and row.after.start - begin.start > shard_bytes):
             shards.append(Shard(len(shards), first, count, *begin))
@@ -133,8 +165,12 @@ def _cut_text(
         if form == ".jsonl" and _can_be_judged(row, target):
             bulk_table.add_row(columns, row.values)
         count, end = count + 1, row.after
+        if end.start - told >= _PIECE:
+            yield end.start - told
+            told = end.start
     if count:
         shards.append(Shard(len(shards), first, count, *begin))
+    yield length - told
     return shards, columns
 
 

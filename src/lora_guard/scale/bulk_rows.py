@@ -5,10 +5,14 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
+import pyarrow
+from pyarrow.parquet import ParquetFile
+
 from lora_guard.conversation import Conversation, Target, valid_unicode
 from lora_guard.data.sources import parse_line
 from lora_guard.errors import DataError
 from lora_guard.moderate_file import conversation_of
+from lora_guard.scale import bulk_table
 
 FORMS = (".jsonl", ".csv", ".parquet")
 LONGEST = 16 << 20
@@ -104,34 +108,42 @@ def _jsonl(file: IO[bytes], path: str, position: Position) -> Iterator[Row]:
 def _csv(file: IO[bytes], path: str, position: Position) -> Iterator[Row]:
     columns, first = _header(file, path)
     after = max(first, position)
-    taken: list[bytes] = []  # the lines of the record that is being read
+    taken: list[tuple[bytes, Position]] = []  # the lines of the record that is being read, and where each ends
 
     def text() -> Iterator[str]:
-        nonlocal after
         for line, behind in _lines(file, after):
-            after = behind
-            taken.append(line)
+            taken.append((line, behind))
             yield line.decode("utf-8", "surrogateescape")
 
     csv.field_size_limit(LONGEST)
-    reader = csv.reader(text())
+    reader = csv.reader(text(), strict=True)
     while True:
         taken.clear()
         bad, cells = "", []
         try:
             cells = next(reader)
-            if not cells:
-                continue
-            bad = _bad_cells(cells, columns, taken)
         except StopIteration:
             return
-        except csv.Error as error:  # the reader goes on with the next line
-            bad = f"not CSV: {error}"
+        except csv.Error as error:
+            bad = _csv_reason(error)
+            # A quote that is not closed takes in the rows behind it: only its own line is bad, they are read anew.
+            del taken[1:]
+            reader = csv.reader(text(), strict=True)
+        lines, (_, after) = [line for line, _ in taken], taken[-1]
+        if not (cells or bad):
+            continue
+        bad = bad or _bad_cells(cells, columns, lines)
         where = f"{path}:{after.before}"
         if bad:
-            yield _bad(where, bad, b"".join(taken), after)
+            yield _bad(where, bad, b"".join(lines), after)
         else:
             yield Row(where, dict(zip(columns, cells, strict=True)), "", "", after)
+
+
+def _csv_reason(error: csv.Error) -> str:
+    """Why a record is none; the module's own words for an open quote at the end of a file do not name the quote."""
+    open_quote = str(error) == "unexpected end of data"
+    return f"not CSV: {'a quote is opened in this line and never closed' if open_quote else error}"
 
 
 def _bad_cells(cells: list[str], columns: list[str], lines: list[bytes]) -> str:
@@ -158,24 +170,44 @@ def _header(file: IO[bytes], path: str) -> tuple[list[str], Position]:
 
 
 def _parquet(file: IO[bytes], path: str, position: Position) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
     group, index = position.start, 0
     try:
         for batch in ParquetFile(file).iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
             skipped = min(batch.num_rows, max(0, position.before - index))
             index += skipped
-            for values in batch.slice(skipped).to_pylist():
+            for place in range(skipped, batch.num_rows):
                 index += 1
-                yield Row(f"{path}:row group {group}, row {index}", values, "", "", Position(group, index))
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+                where = f"{path}:row group {group}, row {index}"
+                yield _table_row(batch, place, where, Position(group, index))
+    except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not Parquet: {error}") from error
+
+
+def _table_row(batch: pyarrow.RecordBatch, place: int, where: str, after: Position) -> Row:
+    """A row of Parquet. Dates and times stay Arrow's: Python has not all of their years, nor nanoseconds."""
+    values: dict[str, Any] = {}
+    bad = ""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        cell = column[place]
+        try:
+            if pyarrow.types.is_dictionary(cell.type):
+                cell = column.slice(place, 1).dictionary_decode()[0]
+            is_time = pyarrow.types.is_temporal(cell.type) and cell.is_valid
+            values[name] = cell if is_time else cell.as_py()
+        except UnicodeDecodeError:
+            bad = bad or f"column {name!r} is not UTF-8"
+            buffer = getattr(cell, "as_buffer", bytes)()  # none where the text stands within a list or struct
+            values[name] = bytes(buffer).decode("utf-8", "backslashreplace")
+        except (ValueError, OverflowError) as error:  # a date within a list or struct
+            bad = bad or f"column {name!r} cannot be read: {error}"
+            values[name] = None
+    raw = json.dumps(values, default=bulk_table.as_text) if bad else ""
+    return Row(where, {} if bad else values, bad, raw, after)
 
 
 def as_text(row: Row) -> str:
     """A row as it stands in the file, or as JSON."""
-    return row.raw or json.dumps(row.values, default=str)
+    return row.raw or json.dumps(row.values, default=bulk_table.as_text)
 
 
 def _lines(file: IO[bytes], position: Position) -> Iterator[tuple[bytes, Position]]:

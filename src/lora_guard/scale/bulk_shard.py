@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
+from pyarrow import ArrowException
+from pyarrow.parquet import read_metadata, write_table
+
 from lora_guard import files
 from lora_guard.artifact import SPEC_FILE
 from lora_guard.conversation import Conversation, Target
@@ -30,6 +33,7 @@ class Judge:
 
     guard: str
     base: str | None
+    allow_other_base: bool
     engine: EngineName
     precision: Literal["fp32", "bf16"]
     policy: str
@@ -49,10 +53,20 @@ class Judge:
                 f"guard {self.guard!r} is another one on this machine: its {SPEC_FILE} has sha256 {found[:12]}…, "
                 f"the run's has {self.spec_sha256[:12]}…"
             )
+        other = self.allow_other_base
         if self.engine == "llama-cpp":
-            return Guard.load(self.guard, base=self.base, engine=self.engine, policy=self.policy)
+            return Guard.load(
+                self.guard, base=self.base, allow_other_base=other, engine=self.engine, policy=self.policy
+            )
         suit_torch(os.environ)
-        return Guard.load(self.guard, base=self.base, precision=self.precision, bulk=True, policy=self.policy)
+        return Guard.load(
+            self.guard,
+            base=self.base,
+            allow_other_base=other,
+            precision=self.precision,
+            bulk=True,
+            policy=self.policy,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +100,13 @@ class ShardModerator:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Moderate the part in the form of :meth:`Part.to_row`; a :class:`Done` as a dictionary."""
         try:
+            part = Part.from_row(row)
+            if bulk_store.exists(f"{self._job.output}/{part.name}.parquet"):
+                # Ray gives an actor's whole block to another when it dies, and a block may hold several shards.
+                return finished(self._job, part)._asdict()
             if self._guard is None:
                 self._guard = self._job.judge.load()
-            return moderate_part(self._guard, self._job, Part.from_row(row))._asdict()
+            return moderate_part(self._guard, self._job, part)._asdict()
         except LoraGuardError as error:
             return Done(error=str(error))._asdict()
 
@@ -111,13 +129,17 @@ def moderate_part(guard: Guard, job: Job, part: Part) -> Done:
         raise DataError(f"{source.path} has changed since the run began; allowed: input that stays as it is")
     judged, dead = _judge(guard, rows, bulk_rows.form_of(source.path), job.judge.target)
     ids = [source.row_id(part.shard.first + index) for index in range(len(rows))]
+    # Letters that a killed actor left may be of rows that are judged this time.
+    dead_place = f"{job.output}/{DEAD_FOLDER}/{part.name}.jsonl"
     if dead:
         letters = [
             {"row_id": ids[index], "where": rows[index].where, "reason": reason, "row": bulk_rows.as_text(rows[index])}
             for index, reason in sorted(dead.items())
         ]
         text = "".join(json.dumps(letter) + "\n" for letter in letters)
-        bulk_store.write(f"{job.output}/{DEAD_FOLDER}/{part.name}.jsonl", text.encode())
+        bulk_store.write(dead_place, text.encode())
+    else:
+        bulk_store.remove(dead_place)
     kept = sorted(judged)
     table = bulk_table.table(
         [ids[index] for index in kept],
@@ -128,6 +150,23 @@ def moderate_part(guard: Guard, job: Job, part: Part) -> Done:
     )
     bulk_store.write(f"{job.output}/{part.name}.parquet", _parquet(table))
     return Done(len(judged), len(dead))
+
+
+def finished(job: Job, part: Part) -> Done:
+    """The rows of a finished part, as its file says.
+
+    Raises:
+        DataError: the file is damaged, or another part's.
+    """
+    place = f"{job.output}/{part.name}.parquet"
+    with bulk_store.opened(place) as file:
+        try:
+            rows = read_metadata(file).num_rows
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{place} is damaged: {error}; allowed: remove it and --resume") from error
+    if rows > part.shard.rows:
+        raise DataError(f"{place} has {rows} rows, its input {part.shard.rows}; allowed: remove it and --resume")
+    return Done(rows, part.shard.rows - rows)
 
 
 def _judge(
@@ -157,8 +196,6 @@ def _judge(
 
 
 def _parquet(table: Any) -> bytes:
-    from pyarrow.parquet import write_table
-
     buffer = io.BytesIO()
     write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

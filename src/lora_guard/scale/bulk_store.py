@@ -1,5 +1,6 @@
 """Where bulk moderation reads and writes: this machine's disk, or any file system that fsspec knows."""
 
+import os
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
@@ -14,8 +15,12 @@ from lora_guard.errors import DataError, InputError, ResourceError
 _MAGIC = frozenset("*?[")
 
 
-def matching(pattern: str) -> list[str]:
+def matching(pattern: str, outside: str | None = None) -> list[str]:
     """The files of a path or glob, in order of name: absolute paths, or URLs on other file systems.
+
+    Args:
+        pattern: a path, URL or glob.
+        outside: a folder whose files are left out, those below it too.
 
     Raises:
         DataError: none.
@@ -27,8 +32,13 @@ def matching(pattern: str) -> list[str]:
         found = [name for name in (sorted(system.glob(path)) if globbed else [path]) if system.isfile(name)]
     except OSError as error:
         raise DataError(f"input {pattern!r} cannot be listed: {_reason(error)}") from error
+    if outside is not None:
+        other, folder = _located(outside)
+        within = f"{_real(system, folder)}/"
+        found = [name for name in found if other is not system or not f"{_real(system, name)}/".startswith(within)]
     if not found:
-        raise DataError(f"input {pattern!r} matches no file; allowed: a file, or a glob such as 'folder/*.jsonl'")
+        but = f" outside {outside!r}" if outside else ""
+        raise DataError(f"input {pattern!r} matches no file{but}; allowed: a file, or a glob such as 'folder/*.jsonl'")
     return found if _is_local(system) else [system.unstrip_protocol(name) for name in found]
 
 
@@ -45,6 +55,20 @@ def opened(place: str) -> IO[bytes]:
         raise DataError(f"{place} cannot be read: {_reason(error)}") from error
     # Remote files of fsspec read lines of any length alone, where a bound is what keeps memory flat.
     return cast(IO[bytes], BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file)
+
+
+def exists(place: str) -> bool:
+    """Whether there is such a file now.
+
+    Raises:
+        DataError: that cannot be found out.
+    """
+    system, path = _located(place)
+    system.invalidate_cache()  # as for names
+    try:
+        return bool(system.isfile(path))
+    except OSError as error:
+        raise DataError(f"{place} cannot be read: {_reason(error)}") from error
 
 
 def size(place: str) -> int:
@@ -99,6 +123,20 @@ def write(place: str, data: bytes) -> None:
         raise ResourceError(f"{place} cannot be written: {_reason(error)}") from error
 
 
+def remove(place: str) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        ResourceError: it cannot be removed.
+    """
+    if exists(place):
+        system, path = _located(place)
+        try:
+            system.rm_file(path)
+        except OSError as error:
+            raise ResourceError(f"{place} cannot be removed: {_reason(error)}") from error
+
+
 def remove_temporaries(folder: str) -> None:
     """Remove what :func:`write` left below a folder when its process was killed; only a disk has such files."""
     system, path = _located(folder)
@@ -121,6 +159,11 @@ def _located(place: str) -> tuple[Any, str]:
         reason = " ".join(str(error).split())
         raise InputError(f"{place!r}: {reason}; allowed: a path, or the URL of an fsspec file system") from error
     return system, str(path)
+
+
+def _real(system: object, path: str) -> str:
+    """A path without links; other file systems have none."""
+    return os.path.realpath(path) if _is_local(system) else path.rstrip("/")
 
 
 def _is_local(system: object) -> bool:

@@ -11,7 +11,8 @@ from lora_guard.errors import DataError
 from lora_guard.verdict import Verdict
 
 Columns = dict[str, pyarrow.DataType | None]
-"""Input column -> its type in the output; None where values are written as JSON text."""
+"""Input column -> the type of its values; None where they are written as JSON text. ``int32`` stands for all integers
+of up to 32 bits: beside fractions, longer ones might not come through as floats."""
 
 _PARTS = {"flagged": pyarrow.bool_(), "score": pyarrow.float64(), "threshold": pyarrow.float64()}
 
@@ -52,7 +53,7 @@ def check_names(columns: Columns, categories: Sequence[str]) -> None:
 
 def schema(columns: Columns, categories: Sequence[str]) -> pyarrow.Schema:
     """``row_id``, every input column, then the verdict: flat, in the order of ``Verdict.to_dict``."""
-    inputs = {name: pyarrow.string() if kind in (None, pyarrow.null()) else kind for name, kind in columns.items()}
+    inputs = {name: _written(kind) for name, kind in columns.items()}
     verdict: dict[str, pyarrow.DataType] = {f"verdict_{part}": kind for part, kind in _PARTS.items()}
     verdict |= {"verdict_target": pyarrow.string(), "verdict_windows": pyarrow.int32()}
     verdict |= {f"verdict_{name}_{part}": kind for name in categories for part, kind in _PARTS.items()}
@@ -82,8 +83,13 @@ def _cell(value: Any, kind: pyarrow.DataType | None) -> Any:
     if value is None:
         return None
     if kind is None:
-        return json.dumps(value, default=str)
+        return json.dumps(value, default=as_text)
     return valid_unicode(value) if isinstance(value, str) else value
+
+
+def as_text(value: object) -> str:
+    """What JSON has no form for; a cell of Arrow's as Arrow writes it, which knows more years and nanoseconds."""
+    return str(value.cast(pyarrow.string()).as_py() if isinstance(value, pyarrow.Scalar) else value)
 
 
 def _type_of(value: Any) -> pyarrow.DataType | None:
@@ -93,6 +99,8 @@ def _type_of(value: Any) -> pyarrow.DataType | None:
     if isinstance(value, bool):
         return pyarrow.bool_()
     if isinstance(value, int):
+        if -(1 << 31) <= value < 1 << 31:
+            return pyarrow.int32()
         return pyarrow.int64() if -(1 << 63) <= value < 1 << 63 else None
     return {float: pyarrow.float64(), str: pyarrow.string()}.get(type(value))
 
@@ -104,6 +112,8 @@ def _plain(kind: pyarrow.DataType) -> pyarrow.DataType | None:
         return _plain(kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return pyarrow.string()
+    if types.is_integer(kind) and kind.bit_width <= 32:
+        return pyarrow.int32()
     return None if types.is_nested(kind) or isinstance(kind, pyarrow.BaseExtensionType) else kind
 
 
@@ -114,7 +124,15 @@ def _merged(one: pyarrow.DataType | None, other: pyarrow.DataType | None) -> pya
     if pyarrow.null() in (one, other):
         return other if one == pyarrow.null() else one
     kinds = (one, other)
-    numbers = [pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) for kind in kinds]
-    if not all(numbers) or pyarrow.uint64() in kinds:
+    if not all(pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) for kind in kinds):
         return None
-    return pyarrow.int64() if all(map(pyarrow.types.is_integer, kinds)) else pyarrow.float64()
+    if all(map(pyarrow.types.is_integer, kinds)):
+        return None if pyarrow.uint64() in kinds else pyarrow.int64()
+    return None if {pyarrow.int64(), pyarrow.uint64()} & set(kinds) else pyarrow.float64()
+
+
+def _written(kind: pyarrow.DataType | None) -> pyarrow.DataType:
+    """A column's type in the output: whatever its integers, 64 bits, so that runs over like input have one schema."""
+    if kind is None or kind == pyarrow.null():
+        return pyarrow.string()
+    return pyarrow.int64() if pyarrow.types.is_integer(kind) and kind != pyarrow.uint64() else kind
