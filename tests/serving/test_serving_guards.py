@@ -74,6 +74,19 @@ def test_the_requests_model_chooses_the_guard_and_unknown_names_mean_the_default
     assert len(answers) == len(TEXTS)  # whichever guard looks on, the chat model's answer is the same
 
 
+def test_a_chats_moderation_names_its_guard_before_the_chats_own_model(server: Running) -> None:
+    """A client keeps the chat model's name as ``model``; a name that no guard has leaves the choice to it."""
+    for model, moderation, meant in (
+        ("gpt-4o", "other", "other"),
+        ("plain", "other", "other"),
+        ("plain", "tiny", "tiny"),
+        ("plain", "omni-moderation-latest", "plain"),
+        ("gpt-4o", "omni-moderation-latest", "tiny"),
+    ):
+        body = {**chat(model, TEXTS[0]), "moderation": {"model": moderation}}
+        assert server.post("/v1/chat/completions", body).json()["moderation"]["output"]["model"] == meant
+
+
 def test_detectors_choose_by_their_header_and_classifiers_by_their_model(server: Running) -> None:
     scores = {}
     for name in ("tiny", "plain"):

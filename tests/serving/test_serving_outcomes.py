@@ -11,7 +11,7 @@ import uvicorn
 from servers import Running, serving, tiny_guard, until
 
 from lora_guard import Guard
-from lora_guard.serving import run
+from lora_guard.serving import completions, run
 from lora_guard.serving.audit import read_audit, text_hash
 from lora_guard.serving.config import ServeConfig
 
@@ -115,6 +115,17 @@ def test_a_stream_that_ends_in_an_error_is_counted_as_that_error(guard: Guard, m
         assert '"error"' in server.post(CHAT, body).text
         until(lambda: requests(server, CHAT, "500") == 1)
         assert requests(server, CHAT, "200") == 0
+
+
+def test_a_stream_that_breaks_unforeseen_is_counted_as_the_servers_fault_not_the_clients(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completions._Reply, "_chunks", fails)
+    with serving(guard) as server:
+        with pytest.raises(httpx2.TransportError):
+            server.post(CHAT, asked("score", "score", stream=True))
+        until(lambda: requests(server, CHAT, "500") + requests(server, CHAT, "499") == 1)
+        assert requests(server, CHAT, "500") == 1
 
 
 def test_what_is_refused_at_the_door_is_counted_under_its_route(guard: Guard) -> None:

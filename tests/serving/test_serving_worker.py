@@ -391,6 +391,30 @@ def test_a_guard_that_hangs_withholds_at_its_deadline(guard: Guard, monkeypatch:
         assert server.post("/v1/moderations", {"input": "Hello"}).status_code == 200
 
 
+def test_requests_behind_a_guard_that_hangs_fail_with_it_not_at_their_own_deadline(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, held = threading.Event(), threading.Event()
+
+    def hanging(requests: Any) -> list[GuardLogits]:
+        began.set()
+        held.wait()
+        raise RuntimeError
+
+    monkeypatch.setattr(guard.engine, "judge", hanging)
+    with serving(guard, guard_deadline=1.0, deadline=3600.0) as server, ThreadPoolExecutor(3) as clients:
+        first = clients.submit(server.post, "/v1/chat/completions", asked("Hello", mode="block"))
+        assert began.wait(60)
+        chat = clients.submit(server.post, "/v1/chat/completions", asked("Hello", mode="block"))
+        texts = clients.submit(server.post, "/v1/moderations", {"input": "Hello"})
+        assert first.result().json()["error"]["code"] == "content_filter"
+        for reply in (chat.result(), texts.result()):
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")
+        held.set()
+        until(lambda: server.metric("queue_depth") == 0)  # the worker forgets them when the pass ends
+        assert server.post("/v1/moderations", {"input": "Hello"}).status_code == 200
+
+
 def test_a_failed_moderation_is_an_error_for_it_alone(guard: Guard, monkeypatch: Any) -> None:
     score = guard.engine.score_windows
     marked = guard.engine.windows(Conversation.of("bad text"), "prompt")[0]

@@ -83,11 +83,12 @@ class Access:
                 await error.response(scope, receive, counted)
             except Exception as error:
                 _report(error, request_id)
+                scope["state"]["outcome"] = 500
                 if not begun:
                     await request_error(LoraGuardError()).response(scope, receive, counted)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            outcome = scope["state"].get("outcome", status) if ended or not begun else _CLIENT_LEFT
+            outcome = scope["state"].get("outcome", status if ended or not begun else _CLIENT_LEFT)
             self._metrics.requests.labels(getattr(scope.get("route"), "path", path), str(outcome)).inc()
 
     def _admit(self, scope: Scope) -> None:

@@ -85,7 +85,9 @@ def _ask(service: Service, body: ChatRequest, request_id: str) -> Answer:
         seed=secrets.randbits(62) if body.seed is None else body.seed,
         stop=body.stops,
     )
-    return service.answer(Conversation(tuple(messages)), policy(body, config), sampling, request_id, body.model)
+    asked = body.moderation and body.moderation.model
+    model = asked if asked in service.guards.names else body.model
+    return service.answer(Conversation(tuple(messages)), policy(body, config), sampling, request_id, model)
 
 
 def policy(body: ChatRequest, config: ServeConfig) -> StreamSettings:

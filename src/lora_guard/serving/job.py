@@ -1,6 +1,7 @@
 """What the engine worker works on: chats and moderation requests, and how their results reach the event loop."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,11 @@ class Channel(Generic[Result]):
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._results.put_nowait, result)
 
+    def end(self, error: LoraGuardError) -> None:
+        """Have nothing but this error come any more."""
+        self.send(error)
+        self.cancelled = True
+
     async def receive(self) -> Result:
         """The next result.
 
@@ -85,6 +91,11 @@ class Channel(Generic[Result]):
             due = self.deadline
             if self.judging:
                 due = min(due, time.monotonic() + self._guard_seconds)
+
+
+def finite(logits: GuardLogits) -> GuardLogits | None:
+    """The logits, or None if one of them is not a number that can be compared."""
+    return logits if all(map(math.isfinite, (logits.harmful, *logits.categories))) else None
 
 
 def highest(windows: Iterable[GuardLogits]) -> GuardLogits:

@@ -134,6 +134,7 @@ class ModerationAsked(Open):
     """The ``moderation`` parameter of a chat completion."""
 
     model: str
+    """A guard of the server; other names leave the choice to the chat's ``model``."""
     policy: Policies | None = None
 
 

@@ -102,6 +102,7 @@ class Service:
         except (GuardError, DeadlineError):
             if channel.judging:  # it hangs; a failure has been counted by the worker
                 self.metrics.guard_errors.labels(channel.judging).inc()
+                self.worker.give_up()
             for text, target in zip(texts, targets, strict=True):
                 await self.audit(served, text, None, request_id, target, mode, "unjudged", begun)
             raise
@@ -232,6 +233,7 @@ class Answer:
                 if target is None:
                     raise
                 self._service.metrics.guard_errors.labels(target).inc()
+                self._service.worker.give_up()
                 if not self.settings.withholds(target):
                     await self._write(target, None, "unjudged")
                     raise

@@ -1,7 +1,6 @@
 """The engine worker: one thread that shares the engine's time among chats and moderation requests, a pass at a time."""
 
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -13,7 +12,7 @@ from lora_guard.errors import BusyError, DeadlineError, GuardError, InputError, 
 from lora_guard.guard import Guard
 from lora_guard.normalise import forms
 from lora_guard.serving.config import ServeConfig
-from lora_guard.serving.job import ChatJob, Judging, ScoreJob, highest, next_rows
+from lora_guard.serving.job import ChatJob, Judging, ScoreJob, finite, highest, next_rows
 from lora_guard.serving.metrics import Metrics
 from lora_guard.verdict import GuardLogits
 
@@ -103,9 +102,15 @@ class Worker:
             self._shared.lock.notify()
         self._thread.join(self._config.drain)
         for job in [*self._held(), *self._shared.inbox]:
-            job.channel.send(BusyError("the server is shutting down"))
-            job.channel.cancelled = True
+            job.channel.end(BusyError("the server is shutting down"))
         self._thread.join(1.0)  # stuck in a pass it ends with the process
+
+    def give_up(self) -> None:
+        """Once a judgement took too long: if its pass still runs, end what waits behind it."""
+        if not self.is_ready:
+            for job in [*self._held(), *self._shared.inbox]:
+                if not job.channel.judging:
+                    job.channel.end(BusyError("the engine takes no requests now"))
 
     # All below runs on the engine thread.
 
@@ -262,7 +267,7 @@ class Worker:
             if len(rows) == 1:
                 return [None]
             return [self._judged(guard, [row])[0] for row in rows]
-        return [_finite(row) for row in logits]
+        return [finite(row) for row in logits]
 
     # Chats
 
@@ -376,7 +381,7 @@ class Worker:
         begun = time.monotonic()
         logits: list[GuardLogits | None]
         try:
-            logits = [_finite(row) for row in asking[0].guard.engine.judge(requests)]
+            logits = [finite(row) for row in asking[0].guard.engine.judge(requests)]
         except Exception as error:
             log.error("a judgement of %d chats failed: %s", len(asking), type(error).__name__)
             if len(asking) > 1:
@@ -392,8 +397,3 @@ class Worker:
                 reply = reply.or_higher(job.found)
             job.channel.send(Judging(None, failed=request[1] if reply is None else None))
             self._advance(job, reply)
-
-
-def _finite(logits: GuardLogits) -> GuardLogits | None:
-    """The logits, or None if one of them is not a number that can be compared."""
-    return logits if all(map(math.isfinite, (logits.harmful, *logits.categories))) else None
