@@ -63,14 +63,15 @@ def test_a_failed_judgement_of_texts_is_audited_as_unjudged(
     assert "score" not in records[0]
 
 
+@pytest.mark.parametrize(("limits", "status"), [({"guard_deadline": 0.2}, 503), ({"deadline": 0.2}, 504)])
 def test_a_guard_that_hangs_is_audited_in_a_chat_that_would_only_have_been_scored(
-    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], status: int
 ) -> None:
     over = threading.Event()
     monkeypatch.setattr(guard.engine, "judge", lambda *_: over.wait())
     log = tmp_path / "audit.jsonl"
-    with serving(guard, audit=log, guard_deadline=0.2) as server:
-        assert server.post(CHAT, asked("score", "score")).status_code == 503
+    with serving(guard, audit=log, **limits) as server:
+        assert server.post(CHAT, asked("score", "score")).status_code == status
         over.set()
     assert [(record["stage"], record["action"]) for record in read_audit(log)] == [("prompt", "unjudged")]
 

@@ -228,6 +228,10 @@ class Answer:
         while not isinstance(event, ChatEnd):
             try:
                 event = await channel.receive()
+            except DeadlineError:
+                if channel.judging:
+                    await self._write(channel.judging, None, "unjudged")
+                raise
             except GuardError:
                 target = channel.judging
                 if target is None:
