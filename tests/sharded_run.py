@@ -44,6 +44,8 @@ def main(config: TrainConfig, folder: Path) -> None:
     def killing(run: Any, batch: Any, number: int, *rest: Any) -> Any:
         assert all(isinstance(parameter, DTensor) for parameter in run.model.parameters())
         assert all(isinstance(layer, FSDPModule) for layer in run.model.base.get_decoder().layers)
+        slim = ["forward" in vars(layer) for layer in run.model.base.get_decoder().layers]
+        assert set(slim) == {config.activation_checkpointing}  # a wrapped pass is the layer's own attribute
         dtypes = {(parameter.requires_grad, str(parameter.dtype)) for parameter in run.model.parameters()}
         (folder / f"dtypes-{run.accelerator.process_index}.json").write_text(json.dumps(sorted(dtypes)), "utf-8")
         if number == 3:
