@@ -22,7 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(path: Path, rows: str = ROWS) -> EvalSet:
     path.write_text(rows, "utf-8")
-    return read_sets([str(path)], None, Taxonomy("tiny", ("a", "b")))[0]
+    (found,), _ = read_sets([str(path)], None, Taxonomy("tiny", ("a", "b")))
+    return found
 
 
 def test_scores_and_thresholds_are_those_of_moderate(folder: Path, tmp_path: Path) -> None:

@@ -58,10 +58,20 @@ def test_the_guard_is_small_carries_its_licence_and_holds_no_pickle() -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "commercial"])
-def test_a_shipped_guard_is_calibrated_by_what_it_is_judged_by_to_an_error_of_at_most_a_twentieth(name: str) -> None:
-    record = artifact.read_spec(find(name)).provenance["calibration"]
-    assert record["ece"]["held_out"] <= 0.05
-    assert record["normaliser"] == NORMALISE_VERSION
+def test_a_shipped_guard_is_calibrated_to_an_error_of_at_most_a_twentieth(name: str) -> None:
+    assert artifact.read_spec(find(name)).provenance["calibration"]["ece"]["held_out"] <= 0.05
+
+
+def test_the_default_guard_is_calibrated_by_the_normaliser_that_judges() -> None:
+    assert artifact.read_spec(find("default")).provenance["calibration"]["normaliser"] == NORMALISE_VERSION
+
+
+@pytest.mark.parametrize("name", ["default", "commercial"])
+def test_the_card_of_a_shipped_guard_has_its_evaluation(name: str) -> None:
+    card = (find(name) / artifact.CARD_FILE).read_text("utf-8")
+    for data in ("beavertails_30k_test", "openai_moderation", "toxicchat_test"):
+        assert f"| {data} | " in card
+        assert f"- {data}: The guard " in card
 
 
 def test_the_commercial_guard_is_trained_on_permissive_data_alone_and_says_so() -> None:

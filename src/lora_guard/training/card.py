@@ -118,7 +118,10 @@ Harmfulness at the thresholds of policy {{ provenance.policy }}, with 95 % inter
 | {{ name }} | {{ "{:,}".format(entry.n) }} |{% for metric in columns %} {{ interval(entry.harmfulness[metric]) }} |{% endfor %}
 {%- endfor %}
 
-{% for name, entry in sets.items() %}{% if entry.macro_auprc is not none %}The mean AUPRC of the categories on {{ name }} is {{ "%.3f" | format(entry.macro_auprc) }}. {% endif %}{% endfor %}
+{% for name, entry in sets.items() if entry.macro_auprc is not none -%}
+The mean AUPRC of the categories on {{ name }} is {{ "%.3f" | format(entry.macro_auprc) }}.
+
+{% endfor -%}
 Controls, simpler ways to the same verdicts (above or below where the intervals do not touch):
 {% for name, entry in sets.items() %}
 - {{ name }}: {{ verdict(entry)[0] }}
