@@ -268,6 +268,7 @@ def test_an_evaluation_on_nothing_is_one_line(folder: Path, tmp_path: Path) -> N
 
 def test_nothing_a_model_says_controls_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\nc\td\u202e") == "a\ufffd[2Jb\ufffd\nc\td\ufffd"
+    assert printable("a\u3000b\xa0c") == "a\u3000b\xa0c"
 
 
 def test_ctrl_c_is_one_line_and_its_own_exit_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What a person sees: verdict tables and the terminal conversation."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE
@@ -39,8 +40,11 @@ def verdict_table(rows: Sequence[tuple[str, Verdict]]) -> Table:
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which could move a terminal's cursor or rewrite what it shows."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    """Text without control characters, which could move a terminal's cursor or rewrite what it shows.
+
+    Blanks of other scripts and widths stay, which Python does not count as printable.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else "\ufffd" for c in text)
 
 
 def verdict_line(verdict: Verdict) -> str:
