@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from servers import Running, serving, tiny_guard, until
 
-from lora_guard import Guard
+from lora_guard import Conversation, Guard
 from lora_guard.serving import completions, run
 from lora_guard.serving.audit import read_audit, text_hash
 from lora_guard.serving.config import ServeConfig
@@ -72,6 +72,7 @@ def test_a_guard_that_hangs_is_audited_in_a_chat_that_would_only_have_been_score
     log = tmp_path / "audit.jsonl"
     with serving(guard, audit=log, **limits) as server:
         assert server.post(CHAT, asked("score", "score")).status_code == status
+        assert server.metric("guard_errors_total", stage="prompt") == 1
         over.set()
     assert [(record["stage"], record["action"]) for record in read_audit(log)] == [("prompt", "unjudged")]
 
@@ -89,6 +90,16 @@ def test_what_litellm_blocks_is_audited_and_counted_as_blocked(tmp_path: Path) -
         ("prompt", "block", "blocked"),
         ("response", "block", "blocked"),
     ]
+
+
+def test_the_other_texts_of_a_call_that_litellm_blocks_are_audited_as_withheld(guard: Guard, tmp_path: Path) -> None:
+    low, high = sorted(verdict.score for verdict in guard.moderate([Conversation.of("one"), Conversation.of("two")]))
+    between = tiny_guard(tmp_path / "guard", threshold=(low + high) / 2)
+    log = tmp_path / "audit.jsonl"
+    with serving(between, audit=log) as server:
+        body = {"input_type": "request", "texts": ["one", "two"]}
+        assert server.post("/beta/litellm_basic_guardrail_api", body).json()["action"] == "BLOCKED"
+    assert sorted(record["action"] for record in read_audit(log)) == ["blocked", "withheld"]
 
 
 def test_text_let_pass_unjudged_is_counted_before_it_leaves_also_for_a_client_that_does_not_wait(

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.stream import ChatEnd, Check, Event, StreamSettings
-from lora_guard.errors import DeadlineError, GuardError, ResourceError
+from lora_guard.errors import BusyError, DeadlineError, GuardError, InputError, LoraGuardError, ResourceError
 from lora_guard.guard import Guard
 from lora_guard.serving.audit import AuditLog
 from lora_guard.serving.config import ServeConfig
@@ -99,7 +99,9 @@ class Service:
         )
         try:
             logits = await channel.receive()
-        except (GuardError, DeadlineError):
+        except (BusyError, InputError):
+            raise  # it was not to be judged
+        except LoraGuardError:
             if channel.judging:  # it hangs; a failure has been counted by the worker
                 self.metrics.guard_errors.labels(channel.judging).inc()
                 self.worker.give_up()
@@ -110,12 +112,13 @@ class Service:
             channel.cancelled = True
         verdicts = [served.guard.verdict(*pair) for pair in zip(logits, targets, strict=True)]
         self.metrics.moderation.observe(time.monotonic() - begun)
+        passed = "scored" if not blocks else "withheld" if any(verdict.flagged for verdict in verdicts) else "released"
         for text, verdict in zip(texts, verdicts, strict=True):
             self.metrics.scored(verdict)
             blocked = blocks and verdict.flagged
             if blocked:
                 self.metrics.blocked.labels(verdict.target).inc()
-            action = "blocked" if blocked else "released" if blocks else "scored"
+            action = "blocked" if blocked else passed
             await self.audit(served, text, verdict, request_id, verdict.target, mode, action, begun)
         return served, verdicts
 
@@ -230,6 +233,7 @@ class Answer:
                 event = await channel.receive()
             except DeadlineError:
                 if channel.judging:
+                    self._service.metrics.guard_errors.labels(channel.judging).inc()
                     await self._write(channel.judging, None, "unjudged")
                 raise
             except GuardError:
