@@ -30,8 +30,8 @@ def picture(found: Mapping[str, Any], path: Path) -> None:
     """Bars of the medians with their extremes, as multiples of the chat alone; dashed is the goal in ``found``."""
     figure = Figure(figsize=(9, 2.4), layout="constrained")
     time, memory = figure.subplots(1, 2, width_ratios=[3, 2])
-    _bars(time, "time of an answer ÷ without a guard", TIME, found["figures"])
-    _bars(memory, f"peak memory ÷ without a guard, {FILE_TYPES[0]}", MEMORY, found["figures"])
+    _bars(time, "time of an answer ÷ alone", TIME, found["figures"])
+    _bars(memory, f"peak memory ÷ alone, {FILE_TYPES[0]}", MEMORY, found["figures"])
     buffer = BytesIO()
     with rc_context({"svg.hashsalt": "device-bench"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -93,10 +93,8 @@ class Service:
         targets = [conversation.target for conversation in conversations]
         channel = Channel[Any](self.config.deadline, self.config.guard_deadline)
         self.worker.submit(ScoreJob(served.guard, conversations, targets, channel, self.config.max_input_tokens))
-        texts, mode = (
-            [conversation.messages[-1].content for conversation in conversations],
-            "block" if blocks else "score",
-        )
+        texts = [conversation.messages[-1].content for conversation in conversations]
+        mode = "block" if blocks else "score"
         try:
             logits = await channel.receive()
         except (BusyError, InputError):
