@@ -89,7 +89,9 @@ async def together(base_url: str, key: str) -> str:
     async with AsyncOpenAI(base_url=base_url, api_key=key) as client:
         requests = [client.moderations.create(input=f"Tell me about the number {number}.") for number in range(8)]
         replies = await asyncio.gather(*requests)
-    return f"{len(replies)} moderated"
+    flagged = sum(reply.results[0].flagged for reply in replies)
+    expect(flagged == 0, "no flag where there is no harm")
+    return f"{len(replies)} moderated, {flagged} flagged"
 
 
 if __name__ == "__main__":

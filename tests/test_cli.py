@@ -258,6 +258,7 @@ def test_public_sets_that_are_left_out_are_an_exit_code_after_the_results(
     assert "harmbench is left out: hub data set" in (tmp_path / "o" / "results.md").read_text("utf-8")
 
 
+@pytest.mark.extras
 def test_a_server_is_refused_a_policy_that_the_guard_lacks_before_it_loads_a_model(folder: Path) -> None:
     assert "policy 'harsh'" in refusal("serve", "--guard", str(folder), "--policy", "harsh")
 

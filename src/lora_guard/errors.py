@@ -58,7 +58,7 @@ class BusyError(LoraGuardError):
 
     Args:
         message: one line.
-        retry_after: seconds after which another try makes sense; None if it never does.
+        retry_after: seconds after which another try makes sense; None where the server can't know.
     """
 
     def __init__(self, message: str, retry_after: int | None = None) -> None:

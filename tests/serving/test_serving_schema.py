@@ -69,10 +69,13 @@ def test_the_sample_answers_have_the_form_of_answers(server: Running) -> None:
 def test_keys_are_described_where_there_are_some(guard: Guard) -> None:
     with serving(guard, keys=("sk-mine",)) as closed:
         description = closed.get("/openapi.json", headers={"authorization": "Bearer sk-mine"}).json()
-    assert description["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    assert description["components"]["securitySchemes"] == {
+        "key": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
     for path, method in ROUTES.items():
         is_open = path in ("/health", "/ready")
-        assert description["paths"][path][method]["security"] == ([] if is_open else [{"key": []}])
+        assert description["paths"][path][method]["security"] == ([] if is_open else [{"key": []}, {"header": []}])
 
 
 def test_the_examples_are_answered(server: Running) -> None:

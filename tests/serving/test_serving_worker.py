@@ -386,6 +386,7 @@ def test_a_guard_that_hangs_withholds_at_its_deadline(guard: Guard, monkeypatch:
         with pytest.raises(InternalServerError) as error:
             server.openai().moderations.create(input="Hello")
         assert (error.value.status_code, error.value.code) == (503, "unavailable")
+        assert int(error.value.response.headers["retry-after"]) > 0
         held.set()
         until(lambda: server.get("/ready").status_code == 200)
         assert server.post("/v1/moderations", {"input": "Hello"}).status_code == 200

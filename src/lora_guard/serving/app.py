@@ -58,7 +58,10 @@ def build(service: Service, keys: Sequence[str]) -> FastAPI:
 def _describe_keys(app: FastAPI) -> None:
     """Let the API's description name the keys, which are checked before any route sees a request."""
     description = app.openapi()
-    description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    description["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
     for path, operations in description["paths"].items():
         for operation in operations.values():
-            operation["security"] = [] if path in OPEN_PATHS else [{"key": []}]
+            operation["security"] = [] if path in OPEN_PATHS else [{"key": []}, {"header": []}]

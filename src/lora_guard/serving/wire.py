@@ -12,6 +12,10 @@ from lora_guard.errors import BusyError, DeadlineError, GuardError, InputError, 
 from lora_guard.serving.samples import ERROR
 
 
+_PAUSE = "5"
+"""Seconds after which a server that takes no requests may take some again, or another one stands in its place."""
+
+
 class ErrorDetail(BaseModel):
     """What went wrong, as OpenAI's API says it."""
 
@@ -61,7 +65,7 @@ def request_error(error: LoraGuardError) -> RequestError:
     """What the client is told of one of our errors."""
     if isinstance(error, BusyError):
         if error.retry_after is None:
-            return RequestError(503, "unavailable", str(error))
+            return RequestError(503, "unavailable", str(error), headers={"Retry-After": _PAUSE})
         return RequestError(429, "queue_full", str(error), headers={"Retry-After": str(error.retry_after)})
     if isinstance(error, DeadlineError):
         return RequestError(504, "deadline_exceeded", str(error))
