@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,12 @@ def test_an_actor_that_is_killed_again_and_again_loses_and_repeats_nothing(
     def kill() -> None:
         while not over.is_set() and len(killed) < 2:
             written = len(list(Path(again.output).glob("*.parquet")))
-            for process in psutil.process_iter(["cmdline"]):
-                name = " ".join(process.info["cmdline"] or [])
-                if name.startswith("ray::") and "ShardModerator" in name and written > 4 * len(killed):
-                    process.kill()
-                    killed.add(process.pid)
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    name = " ".join(process.cmdline())
+                    if name.startswith("ray::") and "ShardModerator" in name and written > 4 * len(killed):
+                        process.kill()
+                        killed.add(process.pid)
             time.sleep(0.01)
 
     killer = threading.Thread(target=kill)

@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from lora_guard.errors import BusyError, DeadlineError, GuardError, InputError, LoraGuardError, ResourceError
 from lora_guard.serving.samples import ERROR
 
-
 _PAUSE = "5"
 """Seconds after which a server that takes no requests may take some again, or another one stands in its place."""
 
