@@ -1,5 +1,7 @@
 """LangChain's OpenAI moderation middleware against ``lora-guard serve``: it moderates, and the agent's model answers.
 
+Exits with 1 where the middleware stops the harmless question, or lets the harmful one reach the model.
+
 pip install langchain langchain-openai
 lora-guard serve --port 8123 &
 python examples/langchain_client.py --base-url http://localhost:8123/v1
@@ -7,6 +9,7 @@ python examples/langchain_client.py --base-url http://localhost:8123/v1
 
 import argparse
 import os
+import sys
 from typing import Any
 
 from langchain.agents import create_agent
@@ -28,9 +31,11 @@ def main() -> None:
         moderation = OpenAIModerationMiddleware(client=client)  # an agent that runs asynchronously: async_client
         chat = ChatOpenAI(model="default", temperature=0, max_tokens=24, **there)
         agent = create_agent(chat, middleware=[moderation])
-        for text in (BREAD, HARM):
-            state = agent.invoke({"messages": [{"role": "user", "content": text}]})
-            print(f"{text}\n  {state['messages'][-1].content!r}")
+        for text, harmful in ((BREAD, False), (HARM, True)):
+            last = agent.invoke({"messages": [{"role": "user", "content": text}]})["messages"][-1]
+            print(f"{text}\n  {last.content!r}")
+            if harmful == ("model_name" in last.response_metadata):  # the middleware's own answers name no model
+                sys.exit(f"error: expected {'the middleware' if harmful else 'the model'} to answer")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def main(config: TrainConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(TrainConfig.load(Path(sys.argv[1])), Path(sys.argv[2]))
+    for given in sys.argv[1:]:
+        main(TrainConfig.load(Path(given) / "config.yaml"), Path(given))
     # DTensor's caches hold the device mesh, and the mesh its process group, as long as the interpreter lives: no call
     # destroys the group, and gloo's threads, still running while the interpreter ends, now and then abort the process.
     sys.stdout.flush()

@@ -331,9 +331,7 @@ def test_a_worker_killed_among_several_ends_the_run_which_resumes_to_the_same_we
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize(
-    ("adapter", "processes", "saves"), [("lora", 2, True), ("alora", 2, False), ("lora", 4, False)]
-)
+@pytest.mark.parametrize(("adapter", "processes", "saves"), [("lora", 2, True), ("alora", 4, False)])
 def test_several_processes_train_the_weights_of_one(
     make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str, processes: int, saves: bool
 ) -> None:

@@ -1,8 +1,11 @@
 """``lora-guard export --to peft-seqcls``: PEFT gives the guard's logits, and what has no such form is refused."""
 
+import io
 import json
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -45,28 +48,37 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return guard
 
 
-def verify(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], capture_output=True, text=True, check=False)
+@pytest.fixture
+def verify(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The example's program, in this process, which has its libraries already; what it prints."""
+
+    def run(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+        with redirect_stdout(io.StringIO()) as printed:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return printed.getvalue()
+
+    return run
 
 
-def test_transformers_and_peft_give_the_logits_of_the_guard(made: Path, tmp_path: Path) -> None:
-    result = verify(made.parent / "seqcls", made.parent / "base", "--base-out", tmp_path / "classifier")
-    assert result.returncode == 0, result.stderr
-    assert f"{len(conversations())} rows, 3 labels" in result.stdout
-    again = verify(made.parent / "seqcls", tmp_path / "classifier")  # what vLLM is started from
-    assert again.stdout == result.stdout.splitlines(keepends=True)[0]
+def test_transformers_and_peft_give_the_logits_of_the_guard(
+    made: Path, tmp_path: Path, verify: Callable[..., str]
+) -> None:
+    assert "lora_guard" not in SCRIPT.read_text("utf-8")
+    shown = verify(made.parent / "seqcls", made.parent / "base", "--base-out", tmp_path / "classifier")
+    assert f"{len(conversations())} rows, 3 labels" in shown
+    assert verify(made.parent / "seqcls", tmp_path / "classifier") == shown  # what vLLM is started from
     tensors = load_file(tmp_path / "classifier" / "model.safetensors")
     assert tensors["score.weight"].shape == (3, 32)
 
 
-def test_other_weights_are_found_out(made: Path, tmp_path: Path) -> None:
+def test_other_weights_are_found_out(made: Path, tmp_path: Path, verify: Callable[..., str]) -> None:
     base = base_model.load(str(made.parent / "base")).model
     with torch.no_grad():
         base.get_decoder().norm.weight.mul_(1.01)
     base.save_pretrained(tmp_path / "other")
-    result = verify(made.parent / "seqcls", tmp_path / "other")
-    assert result.returncode == 1
-    assert "the logits differ" in result.stderr
+    with pytest.raises(SystemExit, match="the logits differ"):
+        verify(made.parent / "seqcls", tmp_path / "other")
 
 
 def test_the_saved_calibration_gives_the_guards_verdicts_from_raw_logits(made: Path) -> None:

@@ -23,15 +23,39 @@ from lora_guard.errors import ConfigError
 from lora_guard.sharding import as_held, whole
 from lora_guard.training import loop
 
+TRAINED = ["lora, saving", "alora", "lora on bf16"]
 
-@pytest.fixture(scope="module", params=["lora, saving", "alora", "lora on bf16"])
-def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of each training the folder; the sharded runs of all come from one start of two processes."""
+    folders = {what: tmp_path_factory.mktemp("runs") for what in TRAINED}
+    for what, folder in folders.items():
+        prepare(what, folder)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, str(Path(__file__).with_name("sharded_run.py")), *map(str, folders.values())],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "LORA_GUARD_CACHE": str(tmp_path_factory.mktemp("cache"))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return folders
+
+
+@pytest.fixture(params=TRAINED)
+def folder(folders: dict[str, Path], request: pytest.FixtureRequest) -> Path:
     """The runs ``one`` (this process), ``sharded``, ``killed`` and resumed, and ``killed-alone``, not resumed yet.
 
     Where memory is saved, by activation checkpointing, ``one`` does without.
     """
-    folder = tmp_path_factory.mktemp("runs")
-    trained, _, dtype = request.param.partition(" on ")
+    return folders[request.param]
+
+
+def prepare(what: str, folder: Path) -> None:
+    """Model, rows and config of a training, and the run ``one``."""
+    trained, _, dtype = what.partition(" on ")
     adapter, saves, _ = trained.partition(", saving")
     base = tiny_folder(folder / "base")
     if dtype:
@@ -66,16 +90,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     (folder / "config.yaml").write_text(config.to_yaml(), "utf-8")
     plain = config.model_copy(update={"activation_checkpointing": False})
     loop.train(plain, folder / "one", prefixes=folder / "cache" / "prefixes")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, str(Path(__file__).with_name("sharded_run.py")), str(folder / "config.yaml"), str(folder)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "LORA_GUARD_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return folder
 
 
 def state(run: Path, name: str) -> dict[str, Tensor]:
