@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from processes import started, wait
 from safetensors.torch import load_file
 from tiny import tiny_folder
+from torch.multiprocessing import ProcessExitedException
 from typer.testing import CliRunner
 
 from lora_guard import Conversation, Guard, Taxonomy, TrainConfig, base_model, files
@@ -296,62 +297,68 @@ def test_a_killed_process_resumes_to_the_same_weights(make_config: Callable[...,
     assert_same(tmp_path / "whole", out)
 
 
-def launched(processes: int, out: Path, config: Path, *options: str) -> subprocess.Popen[str]:
-    """``lora-guard train`` in several processes that speak gloo, as accelerate starts it."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
-    command += ["--config_file", str(ACCELERATE / "ddp.yaml"), "--main_process_port", "0", "-m", "lora_guard"]
-    return subprocess.Popen(
-        [*command, "train", str(out), "--config", str(config), "--set", f"processes={processes}", *options],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_a_worker_killed_among_several_ends_the_run_which_resumes_to_the_same_weights(
     make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     config = make_config(adapter="alora", epochs=8)
-    (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
-    killed, steps = launched(2, tmp_path / "killed", tmp_path / "config.yaml"), tmp_path / "killed" / "steps.jsonl"
-    while killed.poll() is None and not (steps.is_file() and len(steps.read_text("utf-8").splitlines()) > 6):
-        time.sleep(0.01)
-    workers = [child for child in psutil.Process(killed.pid).children(recursive=True) if child.environ().get("RANK")]
-    (worker,) = [worker for worker in workers if worker.environ()["RANK"] == "1"]
-    worker.kill()
-    killed.communicate()
-    assert killed.returncode != 0
+    killed, steps = started(2, tmp_path / "killed", config), tmp_path / "killed" / "steps.jsonl"
+    while not (steps.is_file() and len(steps.read_text("utf-8").splitlines()) > 6):
+        assert not killed.join(0.01)
+    os.kill(killed.pids()[1], signal.SIGKILL)
+    with pytest.raises(ProcessExitedException):
+        wait(killed)
     done = len(steps.read_text("utf-8").splitlines())
-    for name, *options in (("killed", "--resume"), ("whole",)):
-        run = launched(2, tmp_path / name, tmp_path / "config.yaml", *options)
-        _, errors = run.communicate()
-        assert run.returncode == 0, errors
+    wait(started(2, tmp_path / "killed", config, resume=True))
+    wait(started(2, tmp_path / "whole", config))
     assert 6 < done < len(records(tmp_path / "whole" / "steps.jsonl"))
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize(("adapter", "processes", "saves"), [("lora", 2, True), ("alora", 4, False)])
-def test_several_processes_train_the_weights_of_one(
-    make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str, processes: int, saves: bool
+def test_processes_that_accelerate_starts_train_the_weights_of_one(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    """Where they save memory, by activation checkpointing, the one does without."""
-    write_rows(tmp_path / "rows.jsonl", 25)  # 17 to train on: the last batch of 4 has fewer rows than processes
-    config = make_config(adapter=adapter, lora_dropout=0.0, epochs=1)
-    train(config, tmp_path / "one", prefixes=tmp_path / "prefixes")
-    assert len(json.loads((tmp_path / "one" / "splits.json").read_text("utf-8"))["train"]) % config.batch_size == 1
+    """Those save memory by activation checkpointing; the one does without."""
+    config = make_one(make_config, tmp_path, "lora")
     (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
-    options = ["--set", "activation_checkpointing=true"] if saves else []
-    run = launched(processes, tmp_path / "two", tmp_path / "config.yaml", *options)
-    output, errors = run.communicate()
-    assert run.returncode == 0, errors
-    assert f"{processes} processes (gloo)" in output
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
-        assert torch.allclose(one[name], two[name], atol=2e-5), name
-    norms = [[record["grad_norm"] for record in records(tmp_path / run / "steps.jsonl")] for run in ("one", "two")]
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    command += ["--config_file", str(ACCELERATE / "ddp.yaml"), "--main_process_port", "0", "-m", "lora_guard"]
+    command += ["train", str(tmp_path / "several"), "--config", str(tmp_path / "config.yaml"), "--set", "processes=2"]
+    result = subprocess.run(
+        [*command, "--set", "activation_checkpointing=true"],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 processes (gloo)" in result.stdout
+    assert_alike(tmp_path / "one", tmp_path / "several")
+
+
+@pytest.mark.parametrize(("adapter", "processes"), [("alora", 2), ("lora", 4)])
+def test_several_processes_train_the_weights_of_one(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, adapter: str, processes: int
+) -> None:
+    wait(started(processes, tmp_path / "several", make_one(make_config, tmp_path, adapter)))
+    assert_alike(tmp_path / "one", tmp_path / "several")
+
+
+def make_one(make_config: Callable[..., TrainConfig], folder: Path, adapter: str) -> TrainConfig:
+    """The config of the run ``one``, in this process; its last batch of 4 has fewer rows than there are processes."""
+    write_rows(folder / "rows.jsonl", 25)  # 17 to train on
+    config = make_config(adapter=adapter, lora_dropout=0.0, epochs=1)
+    train(config, folder / "one", prefixes=folder / "prefixes")
+    assert len(json.loads((folder / "one" / "splits.json").read_text("utf-8"))["train"]) % config.batch_size == 1
+    return config
+
+
+def assert_alike(one: Path, several: Path) -> None:
+    first, second = weights(one), weights(several)
+    for name in first:
+        assert torch.allclose(first[name], second[name], atol=2e-5), name
+    norms = [[record["grad_norm"] for record in records(run / "steps.jsonl")] for run in (one, several)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
-    for mine, theirs in zip(*(records(tmp_path / run / "metrics.jsonl") for run in ("one", "two")), strict=True):
+    for mine, theirs in zip(records(one / "metrics.jsonl"), records(several / "metrics.jsonl"), strict=True):
         assert mine.keys() == theirs.keys()
 
 
