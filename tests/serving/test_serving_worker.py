@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +415,31 @@ def test_requests_behind_a_guard_that_hangs_fail_with_it_not_at_their_own_deadli
         held.set()
         until(lambda: server.metric("queue_depth") == 0)  # the worker forgets them when the pass ends
         assert server.post("/v1/moderations", {"input": "Hello"}).status_code == 200
+
+
+def test_requests_behind_a_guard_that_hangs_fail_even_if_the_one_it_judged_for_has_left(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, held = threading.Event(), threading.Event()
+    score = guard.engine.score_windows
+
+    def hanging(rows: Any) -> list[GuardLogits]:
+        began.set()
+        held.wait()
+        return score(rows)
+
+    monkeypatch.setattr(guard.engine, "score_windows", hanging)
+    with serving(guard, guard_deadline=1.0, deadline=3600.0) as server, ThreadPoolExecutor(1) as clients:
+        leaving = HTTPConnection(server.url.removeprefix("http://"))
+        leaving.request("POST", "/v1/moderations", '{"input": "Hello"}', {"content-type": "application/json"})
+        assert began.wait(60)
+        behind = clients.submit(server.post, "/v1/moderations", {"input": "Hello"})
+        until(lambda: server.metric("queue_depth") == 2)
+        leaving.close()
+        reply = behind.result()
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")
+        held.set()
+        until(lambda: server.metric("queue_depth") == 0)
 
 
 def test_a_failed_moderation_is_an_error_for_it_alone(guard: Guard, monkeypatch: Any) -> None:

@@ -107,7 +107,7 @@ class Service:
                 await self.audit(served, text, None, request_id, target, mode, "unjudged", begun)
             raise
         finally:
-            channel.cancelled = True
+            self.leave(channel)
         verdicts = [served.guard.verdict(*pair) for pair in zip(logits, targets, strict=True)]
         self.metrics.moderation.observe(time.monotonic() - begun)
         passed = "scored" if not blocks else "withheld" if any(verdict.flagged for verdict in verdicts) else "released"
@@ -148,6 +148,12 @@ class Service:
         )
         self.worker.submit(job)
         return Answer(self, served, job, request_id)
+
+    def leave(self, channel: Channel[Any]) -> None:
+        """Have the worker forget a request. Where its judgement still runs, what waits behind may wait for a hang."""
+        channel.cancelled = True
+        if channel.judging:
+            asyncio.get_running_loop().call_later(self.config.guard_deadline, self.worker.give_up)
 
     async def audit(
         self,
@@ -220,7 +226,7 @@ class Answer:
                     await self._note(event)
                     yield event
         finally:
-            self._job.channel.cancelled = True
+            self._service.leave(self._job.channel)
 
     async def _received(self) -> AsyncGenerator[Event, None]:
         """What the worker sends. Where the guard hangs and its target may not leave unjudged, the answer ends."""
