@@ -150,7 +150,7 @@ class Service:
         return Answer(self, served, job, request_id)
 
     def leave(self, channel: Channel[Any]) -> None:
-        """Have the worker forget a request. Where its judgement still runs, what waits behind may wait for a hang."""
+        """Have the worker forget a request. If its judgement still runs, see later whether it hangs."""
         channel.cancelled = True
         if channel.judging:
             asyncio.get_running_loop().call_later(self.config.guard_deadline, self.worker.give_up)
