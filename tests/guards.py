@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from tiny import tiny_folder
 
-from lora_guard import Guard, adapter, base_model
+from lora_guard import Guard, adapter, artifact, base_model
 from lora_guard.artifact import BaseReference, GuardSpec, HeadsShape
 from lora_guard.engine import torch_guard
 from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel
 from lora_guard.taxonomy import Taxonomy
+from lora_guard.token_head import TokenHead
 from lora_guard.verdict import Calibration, Calibrator, Policy, TargetCalibration
 
 
@@ -34,10 +35,12 @@ def tiny_guard_folder(
     threshold: float = 0.5,
     strength: float = 0.5,
     modules: Sequence[str] | None = None,
+    token_head: bool = False,
 ) -> Path:
     """A guard folder below ``path``; its base, saved beside it, is named in guard.json by its absolute path.
 
     ``strength`` is the standard deviation of the adapter's B; ``modules`` have the adapter, queries and values if None.
+    With ``token_head`` it has random weights for the bytes.
     """
     base_folder = tiny_folder(path / "base", architecture)
     base = base_model.load(str(base_folder))
@@ -72,6 +75,11 @@ def tiny_guard_folder(
     folder = path / "guard"
     model = GuardModel(base.model, heads, kind=spec.adapter, invocation=ids, attached=attached)
     torch_guard.save(model, spec, folder, card="# tiny\n")
+    if token_head:
+        weight = np.random.default_rng(0).normal(size=256).astype(np.float32)
+        artifact.rewrite(
+            folder, folder, artifact.read_spec(folder), card="# tiny\n", token_head=TokenHead(weight).to_bytes()
+        )
     return folder
 
 

@@ -19,9 +19,10 @@ BASE = BaseShape("llama", layers=2, heads=4, kv_heads=2)
 VECTORS = {"ids": np.arange(3, dtype=np.int32)}
 
 
-@pytest.fixture(params=["lora", "alora", "none"])
+@pytest.fixture(params=[("lora", False), ("alora", True), ("none", True)], ids=str)
 def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tiny_guard_folder(tmp_path, adapter_kind=request.param)
+    kind, token_head = request.param
+    return tiny_guard_folder(tmp_path, adapter_kind=kind, token_head=token_head)
 
 
 @pytest.fixture

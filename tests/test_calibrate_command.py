@@ -212,3 +212,72 @@ def test_a_full_disk_leaves_the_old_guard(
     monkeypatch.setattr(files, "write_bytes", full)
     assert "no space left" in refusal("--guard", folder, "--data", data, "--target-fpr", "0.1", "--out", out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A training config whose harmful prompts are about fire, also beyond the rows that it trains on."""
+    lines = [{"prompt": f"{'fire' if n % 2 else 'tea'} number {n}", "unsafe": bool(n % 2)} for n in range(200)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    config = tmp_path / "train.yaml"
+    config.write_text(f"data_root: {tmp_path}\ntaxonomy: harmfulness\ntrain: [{{path: train.jsonl, rows: 10}}]\n")
+    return config
+
+
+@pytest.fixture
+def fires(tmp_path: Path) -> Path:
+    """Rows to calibrate on, of which a fifth is labelled the other way."""
+    lines = [{"prompt": f"{'fire' if n % 2 else 'tea'}, {n} times", "unsafe": (n % 5 == 0) != n % 2} for n in range(60)]
+    path = tmp_path / "fires.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def test_a_token_head_is_learned_from_a_configs_texts_and_stays_in_later_calibrations(
+    folder: Path, fires: Path, sources: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run("--guard", folder, "--data", fires, "--learn-tokens", sources, "--out", first).exit_code == 0
+    spec = artifact.read_spec(first)
+    assert spec.token_head
+    assert spec.provenance["token_head"] == {"texts": 200, "sources": ["train"]}
+    assert all((first / name).read_bytes() == (folder / name).read_bytes() for name in WEIGHTS)
+    guard, plain = Guard.load(first), Guard.load(folder)
+    gains = [
+        guard.logits([Conversation.of(text)])[0].harmful - plain.logits([Conversation.of(text)])[0].harmful
+        for text in ("fire", "tea")
+    ]
+    assert gains[0] > 0 > gains[1]
+    assert "200 texts of train:" in (first / "README.md").read_text("utf-8")
+    assert run("--guard", first, "--data", fires, "--out", second).exit_code == 0
+    assert (second / "token_head.safetensors").read_bytes() == (first / "token_head.safetensors").read_bytes()
+    assert artifact.read_spec(second).calibration == spec.calibration
+    assert "200 texts of train:" in (second / "README.md").read_text("utf-8")
+    third = tmp_path / "third"  # the head before has no part in learning another
+    assert run("--guard", first, "--data", fires, "--learn-tokens", sources, "--out", third).exit_code == 0
+    assert artifact.read_spec(third).files == spec.files
+
+
+def test_what_a_token_head_cannot_be_learned_from_is_said(
+    folder: Path, fires: Path, data: Path, sources: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert refusal("--guard", folder, "--data", fires, "--set", "seed=1", "--out", out) == (
+        "error: --set changes the config of --learn-tokens; allowed: both"
+    )
+    (tmp_path / "train.jsonl").write_text('{"prompt": "fire", "unsafe": true}\n{"prompt": "sun", "unsafe": true}\n')
+    words = ["--guard", folder, "--data", fires, "--learn-tokens", sources, "--out", out]
+    assert refusal(*words) == (
+        "error: the config's sources have 2 labelled texts; needed to learn from: harmful and other ones"
+    )
+    assert not out.exists()
+
+
+def test_a_token_head_learns_nothing_from_prompts_that_it_is_weighed_on(
+    folder: Path, fires: Path, sources: Path, tmp_path: Path
+) -> None:
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(fires.read_text("utf-8"))
+    out = tmp_path / "out"
+    assert run("--guard", folder, "--data", fires, "--learn-tokens", sources, "--out", out).exit_code == 0
+    assert artifact.read_spec(out).provenance["token_head"]["texts"] == 200

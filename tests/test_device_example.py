@@ -19,10 +19,11 @@ pytestmark = pytest.mark.extras
 BUILD = Path(__file__).parents[1] / "examples" / "device" / "build.sh"
 
 
-def test_the_c_example_gives_the_engines_verdicts_and_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("token_head", [False, True])
+def test_the_c_example_gives_the_engines_verdicts_and_answer(tmp_path: Path, token_head: bool) -> None:
     program = tmp_path / "guard"
     subprocess.run([BUILD, program], check=True, env={**os.environ, "PYTHON": sys.executable})
-    guard = tiny_guard_folder(tmp_path / "made", adapter_kind="alora")
+    guard = tiny_guard_folder(tmp_path / "made", adapter_kind="alora", token_head=token_head)
     file = tiny_gguf(tmp_path / "base.gguf", base_model.load(str(tmp_path / "made" / "base")).model)
     bundle.write(tmp_path / "bundle", guard, BaseShape("llama", 2, 4, 2), norms="sha256:0")
     loaded = Guard.load(tmp_path / "bundle", engine="llama-cpp", base=str(file), allow_other_base=True)

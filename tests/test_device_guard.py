@@ -24,7 +24,7 @@ pytestmark = pytest.mark.extras
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A guard folder and its base's GGUF file."""
     monkeypatch.setenv("LORA_GUARD_CACHE", str(tmp_path / "cache"))
-    guard = tiny_guard_folder(tmp_path, adapter_kind="alora", max_length=400, strength=0.005)
+    guard = tiny_guard_folder(tmp_path, adapter_kind="alora", max_length=400, strength=0.005, token_head=True)
     file = tiny_gguf(tmp_path / "base.gguf", base_model.load(str(tmp_path / "base")).model)
     return guard, file
 

@@ -19,11 +19,12 @@ parity = pytest.importorskip("lora_guard.export.parity", reason="needs the extra
 pytestmark = pytest.mark.extras
 
 
-@pytest.fixture(scope="module", params=["lora", "alora", "none"])
+@pytest.fixture(scope="module", params=[("lora", False), ("alora", True), ("none", False)], ids=str)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A bundle and its base model's GGUF file."""
     folder = tmp_path_factory.mktemp("guard")
-    guard = tiny_guard_folder(folder, adapter_kind=request.param, max_length=400, strength=0.005)
+    kind, token_head = request.param
+    guard = tiny_guard_folder(folder, adapter_kind=kind, max_length=400, strength=0.005, token_head=token_head)
     file = tiny_gguf(folder / "base.gguf", base_model.load(str(folder / "base")).model)
     words = ["export", str(folder / "bundle"), "--guard", str(guard), "--model", str(file)]
     result = CliRunner().invoke(app, words)

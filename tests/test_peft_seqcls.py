@@ -161,3 +161,10 @@ def test_options_of_bundles_are_refused(words: list[str]) -> None:
     result = CliRunner().invoke(app, ["export", *words, "--to", "peft-seqcls"])
     assert result.exit_code == 1
     assert "go with bundles for llama-cpp" in " ".join(result.output.split())
+
+
+def test_a_guard_with_a_token_head_is_refused_in_one_line(tmp_path: Path) -> None:
+    guard = tiny_guard_folder(tmp_path, token_head=True)
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "out"), "--guard", str(guard), "--to", "peft-seqcls"])
+    assert result.exit_code == 1
+    assert "has a token head, for which peft-seqcls has no place" in " ".join(result.output.split())

@@ -85,7 +85,8 @@ typedef struct {
     struct llama_adapter_lora * adapter;
     const llama_token * invocation;
     int invoked, hidden, position;
-    const float *weight, *bias;
+    const float *weight, *bias, *token_weight;
+    int weighed_tokens;
     const char * spec;
 } Guarded;
 
@@ -115,8 +116,23 @@ static void say(Guarded * g, const char * text, int is_template) {
     g->position += count;
 }
 
+// What the token head adds to a prompt's logit: its different tokens' weights, over the root of their number.
+static double of_words(const Guarded * g, const char * prompt) {
+    llama_token ids[CONTEXT];
+    const int count = llama_tokenize(g->vocabulary, prompt, strlen(prompt), ids, CONTEXT, false, false);
+    double sum = 0;
+    int different = 0;
+    for (int i = 0; g->token_weight && i < count; i++) {
+        int seen = 0;
+        for (int j = 0; j < i && !seen; j++) seen = ids[j] == ids[i];
+        different += !seen;
+        if (!seen && ids[i] < g->weighed_tokens) sum += g->token_weight[ids[i]];
+    }
+    return different ? sum / sqrt(different) : 0;
+}
+
 // The guard path: the invocation is read with the adapter on, in a sequence that shares the chat's cells.
-static void judge(const Guarded * g, const char * target) {
+static void judge(const Guarded * g, const char * target, double words) {
     llama_memory_t memory = llama_get_memory(g->context);
     struct llama_adapter_lora * adapters[] = {g->adapter};
     float scales[] = {1.0f};
@@ -124,7 +140,7 @@ static void judge(const Guarded * g, const char * target) {
     llama_set_adapters_lora(g->context, adapters, 1, scales);
     decode(g, GUARD, g->position, g->invocation, g->invoked, 1);
     const float * features = llama_get_embeddings_ith(g->context, -1);
-    double logit = g->bias ? g->bias[0] : 0.0;
+    double logit = words + (g->bias ? g->bias[0] : 0.0);
     for (int i = 0; i < g->hidden; i++) logit += (double) g->weight[i] * features[i];
     llama_set_adapters_lora(g->context, NULL, 0, NULL);
     llama_memory_seq_rm(memory, GUARD, -1, -1);
@@ -180,6 +196,13 @@ int main(int count, char ** words) {
         .spec = spec,
     };
     if (!g.context || !g.adapter || !g.weight) fail("does not fit the model", words[1]);
+    if (!strncmp(behind(spec, "\"token_head\": "), "true", 4)) {
+        const char * words_file = read_file(words[1], "token_head.safetensors");
+        g.token_weight = tensor(words_file, "\"weight\"");
+        if (!g.token_weight || sscanf(behind(words_file + 8, "\"shape\":["), "%d", &g.weighed_tokens) != 1) {
+            fail("is no token head", words[1]);
+        }
+    }
     g.invocation = llama_adapter_get_alora_invocation_tokens(g.adapter);
     g.invoked = (int) llama_adapter_get_alora_n_invocation_tokens(g.adapter);
     if (!g.invoked) fail("has no activated adapter", words[1]);
@@ -188,10 +211,10 @@ int main(int count, char ** words) {
     say(&g, count > 4 ? words[4] : SYSTEM, 0);
     say(&g, "<|im_end|>\n<|im_start|>user\n", 1);
     say(&g, words[3], 0);
-    judge(&g, "prompt");
+    judge(&g, "prompt", of_words(&g, words[3]));
     say(&g, "<|im_end|>\n<|im_start|>assistant\n", 1);
     answer(&g);
-    judge(&g, "response");
+    judge(&g, "response", 0);
 
     llama_free(g.context);
     llama_model_free(model);  // and the adapter with it

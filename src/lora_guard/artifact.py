@@ -21,6 +21,7 @@ SPEC_FILE = "guard.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 HEADS_FILE = "heads.safetensors"
+TOKEN_HEAD_FILE = "token_head.safetensors"
 CARD_FILE = "README.md"
 LICENCE_FILE = "LICENSE"
 
@@ -74,6 +75,8 @@ class GuardSpec(_Strict):
     invocation: str
     max_length: int
     heads: HeadsShape
+    token_head: bool = False
+    """Whether :mod:`lora_guard.token_head` has a part in a prompt's score."""
     calibration: Calibration
     data: list[DataReference] = []
     licence: str | None = None
@@ -151,7 +154,7 @@ def write(
     _write_all(folder, contents, spec.model_copy(update={"files": hashes}), card)
 
 
-def rewrite(folder: Path, out: Path, spec: GuardSpec, *, card: str) -> None:
+def rewrite(folder: Path, out: Path, spec: GuardSpec, *, card: str, token_head: bytes | None = None) -> None:
     """Write a guard folder with another spec and card; the files that decide a logit stay as they are, to the byte.
 
     Args:
@@ -159,12 +162,17 @@ def rewrite(folder: Path, out: Path, spec: GuardSpec, *, card: str) -> None:
         out: replaced if it exists; may be ``folder``.
         spec: its ``files`` are those of ``folder``.
         card: the model card, Markdown.
+        token_head: contents of a new ``token_head.safetensors``; the old one stays when None.
 
     Raises:
         ArtifactError: a file of ``folder`` is missing or corrupted.
         ResourceError: no disk space.
     """
     contents = {name: read_checked(folder / name, digest) for name, digest in spec.files.items()}
+    if token_head is not None:
+        contents[TOKEN_HEAD_FILE] = token_head
+        hashes = spec.files | {TOKEN_HEAD_FILE: hashlib.sha256(token_head).hexdigest()}
+        spec = spec.model_copy(update={"files": hashes, "token_head": True})
     if (folder / LICENCE_FILE).is_file():
         contents[LICENCE_FILE] = (folder / LICENCE_FILE).read_bytes()
     _write_all(out, contents, spec, card)
@@ -215,6 +223,7 @@ def read_files(folder: Path) -> tuple[GuardSpec, dict[str, bytes]]:
     if spec.form == "peft-seqcls":
         raise ArtifactError(f"{folder} is an export for sequence classification; allowed: a guard folder")
     names = {HEADS_FILE} | ({CONFIG_FILE, WEIGHTS_FILE} if spec.adapter != "none" else set())
+    names |= {TOKEN_HEAD_FILE} if spec.token_head else set()
     if set(spec.files) != names:
         raise ArtifactError(f"{folder / SPEC_FILE}: 'files' lists {sorted(spec.files)}; allowed: {sorted(names)}")
     return spec, {name: read_checked(folder / name, spec.files[name]) for name in sorted(names)}

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from lora_guard import artifact, files
+from lora_guard.config import TrainConfig
 from lora_guard.conversation import TARGETS, Target
 from lora_guard.data.example import Example
 from lora_guard.data.sources import read_file
@@ -23,7 +24,7 @@ from lora_guard.guard import Guard, engine_name, find
 from lora_guard.normalise import NORMALISE_VERSION
 from lora_guard.progress import progress
 from lora_guard.training.card import with_calibration
-from lora_guard.verdict import Calibration, Policy
+from lora_guard.verdict import Calibration, GuardLogits, Policy
 
 
 def default_rule(target_fpr: float | None, target_recall: float | None, best_f1: bool) -> Policy:
@@ -39,6 +40,17 @@ def default_rule(target_fpr: float | None, target_recall: float | None, best_f1:
     if target_recall is not None:
         return Policy(rule="target_recall", value=target_recall)
     return Policy(rule="best_f1")
+
+
+def token_rows(config: Path | None, overrides: Sequence[str]) -> TrainConfig | None:
+    """The training config whose prompts a token head learns from; None where none is to be learned.
+
+    Raises:
+        ConfigError: overrides without a config, or a config that is missing or wrong.
+    """
+    if config is None and overrides:
+        raise ConfigError("--set changes the config of --learn-tokens; allowed: both")
+    return None if config is None else TrainConfig.load(config, overrides)
 
 
 def form_of(engine: str) -> artifact.Form:
@@ -65,8 +77,15 @@ def folder_for(guard: str, engine: str, base: str | None, *, allow_other_base: b
     return as_bundle(folder, base=base, allow_other_base=allow_other_base)
 
 
-def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, balanced: Policy) -> dict[str, Any]:
-    """Fit a guard's calibration on labelled rows and write the guard with it; its weights stay as they are.
+def calibrate(
+    guard: Guard,
+    folder: Path,
+    paths: Sequence[Path],
+    out: Path,
+    balanced: Policy,
+    learn_from: TrainConfig | None = None,
+) -> dict[str, Any]:
+    """Fit a guard's calibration on labelled rows and write the guard with it; adapter and heads stay as they are.
 
     Args:
         guard: scores the rows.
@@ -74,6 +93,7 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
         paths: files of labelled rows that the guard was not trained on; rows without any label are left out.
         out: the folder of the new guard, may be ``folder``.
         balanced: how the default policy chooses its thresholds.
+        learn_from: names the rows of a new token head; None leaves the guard with the one it has, or without.
 
     Returns:
         ``heads``: for each target and head the calibrator's fields, ``target``, ``head``, and ``ece``; and ``ece`` of
@@ -89,13 +109,23 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
     artifact.check_out(out, guard.spec.form)
     examples = [row for path in paths for row in _labelled(path, guard)]  # every file is checked before scoring
     targets = [row.target for row in examples]
+    old_head, guard.token_head = guard.token_head, None
     with progress("score", len(examples)) as tick:
         rows = guard.logits([row.conversation() for row in examples], done=tick)
-    logits = np.array([[row.harmful, *row.categories] for row in rows])
+    guard.token_head = old_head
+    old_logits = logits = _with_tokens(guard, rows, examples)
+    head, learned = None, {}
+    if learn_from is not None:
+        from lora_guard.training.tokens import learn
+
+        guard.token_head, texts = learn(learn_from, guard, examples, np.array([row.harmful for row in rows]))
+        logits, head = _with_tokens(guard, rows, examples), guard.token_head.to_bytes()
+        sources = dict.fromkeys(source.name for source in learn_from.train)
+        learned = {"token_head": {"texts": texts, "sources": list(sources)}}
     labels = np.array([row.labels(guard.taxonomy) for row in examples])
     fitted = fit(logits, labels, targets, guard.taxonomy.categories, balanced)
     held_out = held_out_scores(logits, labels, targets, [fold(row.prompt) for row in examples], fitted)
-    before = scores(guard.spec.calibration, logits, targets)
+    before = scores(guard.spec.calibration, old_logits, targets)
     found = {"before": before, "held_out": held_out}
     error = _ece(found, labels, 0, np.ones(len(examples), dtype=bool))
     record = {
@@ -106,11 +136,11 @@ def calibrate(guard: Guard, folder: Path, paths: Sequence[Path], out: Path, bala
         "normaliser": NORMALISE_VERSION,
         "ece": error,
     }
-    provenance = guard.spec.provenance | {"calibration": record}
+    provenance = guard.spec.provenance | {"calibration": record} | learned
     spec = guard.spec.model_copy(update={"calibration": fitted, "provenance": provenance})
     card = folder / artifact.CARD_FILE
     before_card = card.read_text("utf-8") if card.is_file() else f"# {spec.name}\n"
-    artifact.rewrite(folder, out, spec, card=with_calibration(before_card, spec))
+    artifact.rewrite(folder, out, spec, card=with_calibration(before_card, spec), token_head=head)
     note = None
     if spec.form == "llama-cpp" and VECTORS_FILE not in spec.files:
         note = (
@@ -154,6 +184,13 @@ def _table(target: Target, rows: Sequence[dict[str, Any]]) -> Table:
             *(f"{row['thresholds'][name]:.3f}" for name in names),
         )
     return table
+
+
+def _with_tokens(guard: Guard, rows: Sequence[GuardLogits], examples: Sequence[Example]) -> Floats:
+    """The logits ``[rows, 1 + K]`` that decide, of those without the token head's part."""
+    pairs = zip(rows, examples, strict=True)
+    found = [guard.with_tokens(row, example.conversation(), example.target) for row, example in pairs]
+    return np.array([[row.harmful, *row.categories] for row in found])
 
 
 def _labelled(path: Path, guard: Guard) -> list[Example]:

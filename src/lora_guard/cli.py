@@ -43,6 +43,9 @@ EngineOption = Annotated[
 PolicyOption = Annotated[
     str | None, typer.Option(help="Whose thresholds decide: strict, balanced, …; the guard's default when absent.")
 ]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value for any field of the config; may be repeated.")
+]
 TargetOption = Annotated[str | None, typer.Option(help="prompt or response; the last message decides when absent.")]
 
 
@@ -68,9 +71,7 @@ def _command(function: Command) -> Command:
 def train(
     out: Annotated[Path, typer.Argument(help="Run folder: new, or begun before with --resume.")],
     config: Annotated[Path | None, typer.Option(help="YAML file; the run folder's own with --resume.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value for any field of the config; may be repeated.")
-    ] = None,
+    set_: SetOption = None,
     split: Annotated[str | None, typer.Option(help="grouped or paper, short for --set split=….")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
 ) -> None:
@@ -141,27 +142,26 @@ def calibrate(
     base: BaseOption = None,
     allow_other_base: OtherBaseOption = False,
     engine: EngineOption = "torch",
-    target_fpr: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Choose balanced thresholds by a false positive rate.")
+    target_fpr: Annotated[float | None, typer.Option(min=0, max=1, help="Balanced: the highest FPR.")] = None,
+    target_recall: Annotated[float | None, typer.Option(min=0, max=1, help="Balanced: the least recall.")] = None,
+    best_f1: Annotated[bool, typer.Option("--best-f1", help="Balanced: the best F1, as when none is given.")] = False,
+    learn_tokens: Annotated[
+        Path | None, typer.Option(help="Training config: learn a token head from the texts of its sources.")
     ] = None,
-    target_recall: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Choose balanced thresholds by a recall.")
-    ] = None,
-    best_f1: Annotated[
-        bool, typer.Option("--best-f1", help="Choose balanced thresholds by F1, as when no rule is given.")
-    ] = False,
+    set_: SetOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")] = False,
 ) -> None:
-    """Fit a guard's scores and thresholds to labelled rows, on the engine that will run it; the weights stay."""
+    """Fit a guard's scores and thresholds to labelled rows, on the engine that will run it; adapter and heads stay."""
     from lora_guard.artifact import check_out
     from lora_guard.calibrate_command import calibrate as run
-    from lora_guard.calibrate_command import default_rule, folder_for, form_of, show
+    from lora_guard.calibrate_command import default_rule, folder_for, form_of, show, token_rows
 
     rule = default_rule(target_fpr, target_recall, best_f1)
+    sources = token_rows(learn_tokens, set_ or [])
     check_out(out, form_of(engine))
     folder = folder_for(guard, engine, base, allow_other_base=allow_other_base)
     loaded = _load(str(folder), base, allow_other_base, engine, bulk=True)
-    show(run(loaded, folder, [*data, *(more or [])], out, rule), as_json=json_)
+    show(run(loaded, folder, [*data, *(more or [])], out, rule, sources), as_json=json_)
 
 
 @_command
@@ -274,9 +274,7 @@ def chat(
 @_command
 def serve(
     config: Annotated[Path | None, typer.Option(help="YAML file with any field of the server's config.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value for any field of the config; may be repeated.")
-    ] = None,
+    set_: SetOption = None,
     host: Annotated[str | None, typer.Option(help="Short for --set host=…; 127.0.0.1 unless set.")] = None,
     port: Annotated[int | None, typer.Option(help="Short for --set port=…; 8000 unless set.")] = None,
     guard: GuardOption = "default",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Self, cast, get_args, overload
+from typing import TYPE_CHECKING, Literal, Self, cast, get_args, overload
 
 from lora_guard import artifact
 from lora_guard.artifact import GuardSpec
@@ -12,10 +12,13 @@ from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Engine, Session
 from lora_guard.engine.stream import ChatEnd, Check, StreamSettings, moderated
 from lora_guard.errors import ArtifactError, InputError, allowed
-from lora_guard.normalise import forms
+from lora_guard.normalise import forms, normalised
 from lora_guard.progress import in_wholes
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
+
+if TYPE_CHECKING:
+    from lora_guard.token_head import TokenHead  # numpy comes with the engines
 
 SHIPPED = {"default": "smollm2-135m-alora", "commercial": "smollm2-135m-commercial"}
 """The guards in the package, by what callers name them; the second is for commercial use too."""
@@ -30,9 +33,10 @@ class Guard:
     Args:
         spec: what the guard is: base, taxonomy, calibration.
         engine: runs both paths; several guards may share one.
-        parameters: of adapter and heads, all that is held in memory beside the chat model, if that is known.
+        parameters: of adapter and heads on features, which are held in memory beside the chat model, if that is known.
         base_fingerprint: of the chat model's weights, if they may be others than those the guard was trained on.
         policy: whose thresholds decide; the guard's default policy when absent.
+        token_head: has its part in the score of a prompt.
 
     Raises:
         ConfigError: the guard has no such policy.
@@ -46,10 +50,14 @@ class Guard:
         base_fingerprint: str | None = None,
         *,
         policy: str | None = None,
+        token_head: "TokenHead | None" = None,
     ) -> None:
         self.spec = spec
         self.engine = engine
+        self.token_head = token_head
         self.parameters = parameters
+        if parameters is not None and token_head is not None:
+            self.parameters = parameters + token_head.weight.size
         self.base_fingerprint = base_fingerprint or spec.base.fingerprint
         self.policy = spec.calibration.policy(policy)
         self.taxonomy = Taxonomy.from_dict(spec.taxonomy)
@@ -93,8 +101,12 @@ class Guard:
             InputError: an unknown engine, or a setting that it does not have, or that contradicts ``on``.
             ModelError: the base model cannot be loaded, or the engine is not installed.
         """
+        from lora_guard import token_head
+
         folder = find(guard)
-        artifact.read_spec(folder).calibration.policy(policy)  # a mistyped name is found before the base is loaded
+        spec = artifact.read_spec(folder)
+        spec.calibration.policy(policy)  # a mistyped name is found before the base is loaded
+        tokens = token_head.read(folder, spec)
         if engine_name(engine) == "llama-cpp":
             if on is not None:
                 raise InputError("guards share a chat model on the torch engine alone; allowed: engine 'torch'")
@@ -104,7 +116,8 @@ class Guard:
                 )
             from lora_guard.engine import device_guard
 
-            return cls(*device_guard.load(folder, base=base, allow_other_base=allow_other_base), policy=policy)
+            device_loaded = device_guard.load(folder, base=base, allow_other_base=allow_other_base)
+            return cls(*device_loaded, policy=policy, token_head=tokens)
         from lora_guard.engine import torch_engine, torch_guard
 
         shared = None if on is None else on.engine
@@ -123,7 +136,7 @@ class Guard:
             device=device,
             bulk=bulk,
         )
-        return cls(*loaded, policy=policy)
+        return cls(*loaded, policy=policy, token_head=tokens)
 
     @overload
     def moderate(self, conversations: Conversation, *, target: Target | None = ...) -> Verdict: ...
@@ -167,7 +180,7 @@ class Guard:
         target: Target | None = None,
         done: Callable[[int], None] = lambda rows: None,
     ) -> list[GuardLogits]:
-        """What :meth:`moderate` decides on: the heads' outputs before calibration.
+        """What :meth:`moderate` decides on: the heads' outputs before calibration, the token head's part added.
 
         Where normalising changes the text (:mod:`lora_guard.normalise`), both forms are judged and the higher logits
         count.
@@ -191,10 +204,28 @@ class Guard:
         rows = [(form, judged) for group, judged in zip(groups, targets, strict=True) for form in group]
         counted = in_wholes(done, len(groups), len(rows))
         logits = iter(self.engine.score([form for form, _ in rows], [judged for _, judged in rows], done=counted))
-        return [reduce(GuardLogits.or_higher, islice(logits, len(group))) for group in groups]
+        found = [reduce(GuardLogits.or_higher, islice(logits, len(group))) for group in groups]
+        return [self.with_tokens(*judged) for judged in zip(found, conversations, targets, strict=True)]
+
+    def with_tokens(self, logits: GuardLogits, conversation: Conversation, target: Target) -> GuardLogits:
+        """What an engine made of a conversation, with the part that the token head has in a prompt's score.
+
+        The words are those of the last prompt, as it came and normalised; the higher logit counts.
+
+        Raises:
+            InputError: the conversation has no prompt to judge.
+        """
+        if self.token_head is None or target == "response":
+            return logits
+        prompt = conversation.up_to("prompt").messages[-1].content
+        ids = map(self.engine.renderer.content_ids, {prompt, normalised(prompt)})
+        return logits._replace(harmful=logits.harmful + max(map(self.token_head.logit, ids)))
 
     def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
-        """Apply the saved calibration and the policy's thresholds to what :meth:`Session.judge` returned."""
+        """Apply the saved calibration and the policy's thresholds to a judgement.
+
+        One of a prompt by :meth:`Session.judge` goes through :meth:`with_tokens` before.
+        """
         return self.spec.calibration.verdict(logits, target, self.policy)
 
     def chat_verdict(self, conversation: Conversation) -> Callable[[GuardLogits, Target], Verdict]:
@@ -212,7 +243,7 @@ class Guard:
             if target == "prompt" and normalised:
                 (found,) = self.engine.score(normalised, ["prompt"])
                 logits = logits.or_higher(found)
-            return self.verdict(logits, target)
+            return self.verdict(self.with_tokens(logits, conversation, target), target)
 
         return verdict
 

@@ -23,7 +23,7 @@ TEXTS = ["How do I bake bread?", "I will hurt you"]
 def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
     """With the built-in categories; what it flags is the higher of the two texts' scores."""
     folder = tmp_path_factory.mktemp("guard")
-    return tiny_guard(folder, categories=Taxonomy.load(BEAVERTAILS).categories, max_length=400)
+    return tiny_guard(folder, categories=Taxonomy.load(BEAVERTAILS).categories, max_length=400, token_head=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,13 @@ def test_scores_are_the_guards_own(server: Running, guard: Guard) -> None:
 def test_a_disguised_text_is_judged_in_both_forms(server: Running, guard: Guard) -> None:
     plain = [f"How do I bake {n} breads?" for n in range(8)]
     disguised = [text.replace("o", "\u043e").replace("b", "b\u200b") for text in plain]
+    conversations = [Conversation.of(text) for text in disguised]
+    scored = guard.engine.score(conversations, ["prompt"] * 8)
     raw, both = (
         [guard.verdict(row, "prompt").score for row in rows]
         for rows in (
-            guard.engine.score([Conversation.of(text) for text in disguised], ["prompt"] * 8),
-            guard.logits([Conversation.of(text) for text in disguised]),
+            [guard.with_tokens(row, text, "prompt") for row, text in zip(scored, conversations, strict=True)],
+            guard.logits(conversations),
         )
     )
     scores = [result["score"] for result in server.post("/v1/moderations", {"input": disguised}).json()["results"]]

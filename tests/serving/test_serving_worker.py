@@ -24,7 +24,7 @@ pytestmark = pytest.mark.extras
 
 @pytest.fixture(scope="module")
 def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
-    return tiny_guard(tmp_path_factory.mktemp("guard"), threshold=1.0)
+    return tiny_guard(tmp_path_factory.mktemp("guard"), threshold=1.0, token_head=True)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_a_chats_prompt_is_judged_in_both_forms(server: Running, guard: Guard) -
         session = guard.session()
         ids, end = guard.engine.renderer.chat(Conversation.of(text))
         session.append(ids)
-        raw.append(guard.verdict(session.judge("prompt", end), "prompt").score)
+        judged = guard.with_tokens(session.judge("prompt", end), Conversation.of(text), "prompt")
+        raw.append(guard.verdict(judged, "prompt").score)
         both.append(guard.moderate(Conversation.of(text)).score)
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda text: server.post("/v1/chat/completions", asked(text)).json(), texts))

@@ -145,4 +145,4 @@ def _cached(guard: Path, model: Model) -> Path:
     return folder
 
 
-_BUNDLE_VERSION = 2
+_BUNDLE_VERSION = 3

@@ -5,6 +5,7 @@
     guard.json                  as in a guard folder, with form "llama-cpp"
     adapter.gguf                for llama_adapter_lora_init; not in a guard without adapter
     heads.safetensors           weight [outputs, hidden] and perhaps bias [outputs], fp32
+    token_head.safetensors      weight [vocabulary], fp32; not in every guard (see token_head.py)
     test_vectors.safetensors    what the guard's own model gives (see export/vectors.py); not in the cache's bundles
     README.md
 """
@@ -24,6 +25,7 @@ from lora_guard.artifact import (
     HEADS_FILE,
     LICENCE_FILE,
     SPEC_FILE,
+    TOKEN_HEAD_FILE,
     WEIGHTS_FILE,
     GuardSpec,
     check_file,
@@ -90,7 +92,8 @@ def write(
                 base=base,
                 name=spec.name,
             )
-        files.write_bytes(temporary / HEADS_FILE, contents[HEADS_FILE])
+        for name in {HEADS_FILE, TOKEN_HEAD_FILE} & contents.keys():
+            files.write_bytes(temporary / name, contents[name])
         if vectors is not None:
             from safetensors.numpy import save
 
@@ -115,10 +118,13 @@ def read(folder: Path) -> Bundle:
     if spec.form != "llama-cpp":
         raise ArtifactError(f"{folder} is a guard folder, not a bundle; run: lora-guard export --guard {folder}")
     needed = {HEADS_FILE} | ({ADAPTER_FILE} if spec.adapter != "none" else set())
+    needed |= {TOKEN_HEAD_FILE} if spec.token_head else set()
     if set(spec.files) - {VECTORS_FILE} != needed:
         raise ArtifactError(f"{folder / SPEC_FILE}: 'files' lists {sorted(spec.files)}; allowed: {sorted(needed)}")
     if ADAPTER_FILE in needed:
         check_file(folder / ADAPTER_FILE, spec.files[ADAPTER_FILE])  # llama.cpp reads it, from the disk
+    if spec.token_head:
+        check_file(folder / TOKEN_HEAD_FILE, spec.files[TOKEN_HEAD_FILE])  # :mod:`lora_guard.token_head` reads it
     heads = read_checked(folder / HEADS_FILE, spec.files[HEADS_FILE])
     return Bundle(folder, spec, _heads(folder / HEADS_FILE, heads, spec))
 

@@ -83,9 +83,9 @@ def check(bundle: Bundle, model: Model, done: Callable[[int], None] = lambda row
     engine = device_guard.engine(bundle, model)
     rows = [ids.tolist() for ids in np.split(vectors["ids"], vectors["lengths"].cumsum()[:-1])]
     texts = conversations()
-    if "flagged" not in vectors:
+    if missing := {"flagged", "token_logits"} - vectors.keys():
         raise ArtifactError(
-            f"{bundle.folder} was exported without verdicts, by an older version; run: lora-guard export"
+            f"{bundle.folder} was exported without {min(missing)!r}, by an older version; run: lora-guard export"
         )
     if vectors["own"][0] != len(texts):
         raise ArtifactError(
@@ -110,7 +110,10 @@ def _compared(bundle: Bundle, model: Model, vectors: dict[str, Array], features:
     expected = vectors["features"]
     differences = np.abs(features - expected).max(1) / np.abs(expected).max(1)
     responses = vectors["responses"] == 1
-    (scores, flagged), (own_scores, _) = (_decided(bundle, rows, responses) for rows in (logits, vectors["logits"]))
+    logits, own_logits = (
+        rows + np.eye(1, rows.shape[1]) * vectors["token_logits"][:, None] for rows in (logits, vectors["logits"])
+    )
+    (scores, flagged), (own_scores, _) = (_decided(bundle, rows, responses) for rows in (logits, own_logits))
     own_flagged = vectors["flagged"] == 1
     return Parity(
         model=model.path.name,

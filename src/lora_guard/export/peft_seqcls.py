@@ -49,6 +49,11 @@ def check(guard: Artifact, model: PreTrainedModel) -> None:
             f"{guard.folder} has adapter {spec.adapter!r}; allowed for peft-seqcls: 'lora', for every token of a "
             "request passes the adapter there"
         )
+    if spec.token_head:
+        raise ArtifactError(
+            f"{guard.folder} has a token head, for which peft-seqcls has no place; allowed: the guard before "
+            "'calibrate --learn-tokens'"
+        )
     if not spec.heads.harmful and spec.heads.bias:
         raise ArtifactError(
             f"{guard.folder} takes the highest category, biases included; allowed for peft-seqcls: an output for "

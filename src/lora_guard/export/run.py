@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_guard import artifact
+from lora_guard import artifact, token_head
 from lora_guard.artifact import LICENCE_FILE, GuardSpec, read_spec
 from lora_guard.conversation import Conversation
 from lora_guard.data.sources import read_file
@@ -54,7 +54,7 @@ def export(
         config.num_attention_heads,
         config.num_key_value_heads,
     )
-    found = vectors(engine, spec.calibration, _conversations(data, spec))
+    found = vectors(engine, spec.calibration, _conversations(data, spec), token_head=token_head.read(guard, spec))
     assert engine.base.norms is not None  # its type has a mapping, or the shape would have been refused
     base_norms = engine.base.norms
 

@@ -12,23 +12,32 @@ from lora_guard.conversation import Conversation
 from lora_guard.engine.torch_engine import TorchEngine
 from lora_guard.export.texts import conversations
 from lora_guard.model import GuardModel
+from lora_guard.token_head import TokenHead
 from lora_guard.verdict import Calibration, GuardLogits
 
 Array = NDArray[Any]
 
 
-def vectors(engine: TorchEngine, calibration: Calibration, more: Sequence[Conversation] = ()) -> dict[str, Array]:
+def vectors(
+    engine: TorchEngine,
+    calibration: Calibration,
+    more: Sequence[Conversation] = (),
+    *,
+    token_head: TokenHead | None = None,
+) -> dict[str, Array]:
     """The contents of ``test_vectors.safetensors``.
 
     Args:
         engine: of the guard on the model it was trained for, in fp32.
         calibration: the guard's.
         more: conversations to test with beside the package's own; their text goes into the bundle as token ids.
+        token_head: the guard's, if it has one.
 
     Returns:
         ``ids`` of all rows one after the other, ``lengths`` [rows], ``responses`` [rows] (1 where a response is judged,
-        0 where a prompt is), ``features`` [rows, hidden], ``logits`` [rows, 1 + K], ``flagged`` [rows] (1 or 0) and
-        ``own`` [1], the number of leading rows that are the package's own texts.
+        0 where a prompt is), ``features`` [rows, hidden], ``logits`` [rows, 1 + K] of these, ``token_logits`` [rows]
+        (what the token head adds to the first of them), ``flagged`` [rows] (1 or 0) and ``own`` [1], the number of
+        leading rows that are the package's own texts.
     """
     own = conversations()
     everything = [*own, *more]
@@ -39,9 +48,13 @@ def vectors(engine: TorchEngine, calibration: Calibration, more: Sequence[Conver
     with torch.inference_mode():
         features = torch.stack([_features(engine.model, row) for row in rows])
         logits = engine.model.heads(features)
+    added = np.zeros(len(everything), dtype=np.float32)
+    for index, conversation in enumerate(everything):
+        if token_head is not None and conversation.target == "prompt":
+            added[index] = token_head.logit(engine.renderer.content_ids(conversation.messages[-1].content))
     flagged = [
-        calibration.verdict(GuardLogits.highest([row.tolist()]), conversation.target).flagged
-        for row, conversation in zip(logits, everything, strict=True)
+        calibration.verdict(GuardLogits.highest([[row[0] + part, *row[1:]]]), conversation.target).flagged
+        for row, part, conversation in zip(logits.tolist(), added.tolist(), everything, strict=True)
     ]
     return {
         "ids": np.array([token for row in rows for token in row], dtype=np.int32),
@@ -49,6 +62,7 @@ def vectors(engine: TorchEngine, calibration: Calibration, more: Sequence[Conver
         "responses": np.array([conversation.target == "response" for conversation in everything], dtype=np.uint8),
         "features": features.numpy(),
         "logits": logits.numpy(),
+        "token_logits": added,
         "flagged": np.array(flagged, dtype=np.uint8),
         "own": np.array([len(own)], dtype=np.int32),
     }

@@ -125,7 +125,10 @@ class ScoreJob:
 
     def results(self) -> list[GuardLogits]:
         """One for each conversation: the higher of its forms, each the highest of its windows."""
-        return [reduce(GuardLogits.or_higher, map(highest, forms)) for forms in self.found]
+        logits = [reduce(GuardLogits.or_higher, map(highest, forms)) for forms in self.found]
+        return [
+            self.guard.with_tokens(*judged) for judged in zip(logits, self.conversations, self.targets, strict=True)
+        ]
 
 
 def next_rows(jobs: deque[ScoreJob], most: int) -> list[tuple[ScoreJob, Row]]:
@@ -173,6 +176,13 @@ class ChatJob:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     end: ChatEnd | None = None
+
+    def decides(self, logits: GuardLogits, target: Target) -> GuardLogits:
+        """What decides on a target: what the chat's own judgement gives; of the prompt, its normalised form and its
+        words have a part."""
+        if target == "prompt" and self.found is not None:
+            logits = logits.or_higher(self.found)
+        return self.guard.with_tokens(logits, self.conversation, target)
 
     def next_normalised(self, most: int) -> list[list[int]]:
         """Take the next rows of the normalised form: at most ``most`` padded tokens, or one longer row."""

@@ -393,7 +393,7 @@ class Worker:
         for job, request, reply in zip(asking, requests, logits, strict=True):
             if reply is None:
                 self._metrics.guard_errors.labels(request[1]).inc()
-            elif job.found is not None and request[1] == "prompt":
-                reply = reply.or_higher(job.found)
+            else:
+                reply = job.decides(reply, request[1])
             job.channel.send(Judging(None, failed=request[1] if reply is None else None))
             self._advance(job, reply)

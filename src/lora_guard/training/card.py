@@ -93,6 +93,10 @@ A score is the estimated probability of harm on text like the rows it was calibr
 {%- if record %} {{ "{:,}".format(record.rows) }} rows of {% for part in record.data %}{{ ", " if not loop.first }}`{{ part.file }}`{% endfor %}.
 {%- if record.ece.held_out is not none %} The calibration error (ECE) of harmfulness on the half of the prompts that a fit did not see is {{ "%.3f" | format(record.ece.held_out) }}.{% endif %}
 {%- else %} the validation rows of the run.{% endif %}
+{%- if tokens %}
+Beside the adapter, a weight for each token of the vocabulary has a part in a prompt's score, learned from
+{{ "{:,}".format(tokens.texts) }} texts of {{ tokens.sources | join(", ") }}: single words count there, whatever is said of them.
+{%- endif %}
 A text is flagged from its policy's threshold on; those of harmfulness:
 
 | policy | chosen by | prompt | response |
@@ -228,7 +232,12 @@ def _with_section(card: str, section: str) -> str:
 
 
 def _calibration(spec: GuardSpec) -> str:
-    return _render(_CALIBRATION, calibration=spec.calibration, record=spec.provenance.get("calibration"))
+    return _render(
+        _CALIBRATION,
+        calibration=spec.calibration,
+        record=spec.provenance.get("calibration"),
+        tokens=spec.provenance.get("token_head"),
+    )
 
 
 def _render(template: str, **values: Any) -> str:
