@@ -24,10 +24,10 @@ Bools = NDArray[np.bool_]
 def learn(config: TrainConfig, guard: Guard, held_out: Sequence[Example], logits: Floats) -> tuple[TokenHead, int]:
     """A token head for a guard, and the number of texts that it learned from.
 
-    These are the labelled prompts and responses of all the config's sources, also those beyond a source's ``rows``,
-    which bound what an adapter's training costs. Responses are there for their plain words: harmful prompts ask
-    questions, the well-known harmless ones give instructions, and from them alone it learns that to ask "How do I" is
-    harm. How much it counts beside the guard is decided on prompts that neither has seen.
+    These are the labelled rows of all the config's sources, also those beyond a source's ``rows``, which bound what an
+    adapter's training costs. A row with a response is one text with it: harmful prompts ask questions, the well-known
+    harmless ones give instructions, and only questions with a harmless answer tell that to ask "How do I" is no harm.
+    How much the head counts beside the guard is decided on prompts that neither has seen.
 
     Args:
         config: names the sources and, under ``keep_out``, sets whose prompts are left out.
@@ -58,13 +58,13 @@ def learn(config: TrainConfig, guard: Guard, held_out: Sequence[Example], logits
 
 
 def _texts(guard: Guard, rows: Sequence[Example], found: str) -> tuple[list[list[int]], Bools]:
-    """The token ids and labels of what is judged of the labelled rows."""
+    """The token ids and labels of the labelled rows."""
     labelled = [row for row in rows if row.harmful is not None]
     harmful = np.array([row.harmful for row in labelled], dtype=bool)
     if len(set(harmful.tolist())) < 2:
         raise DataError(f"{found.format(len(labelled))}; needed to learn from: harmful and other ones")
     encode = guard.engine.renderer.content_ids
-    return [encode(row.prompt if row.response is None else row.response) for row in labelled], harmful
+    return [encode(row.prompt) + encode(row.response or "") for row in labelled], harmful
 
 
 def _shares(rows: Sequence[Sequence[int]]) -> csr_matrix:
