@@ -243,7 +243,7 @@ def judged(plan: Plan, kind: str, guard: Guard, own: Sequence[Scored]) -> dict[s
         guard.spec.calibration.policies[BALANCED],
     )
     spec = guard.spec.model_copy(update={"calibration": fitted})
-    recalibrated = Guard(spec, guard.engine, base_fingerprint=guard.base_fingerprint)
+    recalibrated = Guard(spec, guard.engine, base_fingerprint=guard.base_fingerprint, token_head=guard.token_head)
     entries = {}
     for part, reference in zip(plan.sets, own, strict=True):
         before, after = (score_set(scorer, part, folder)[0] for scorer in (guard, recalibrated))

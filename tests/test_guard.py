@@ -8,7 +8,7 @@ import pytest
 from guards import judged_generation, tiny_guard_folder
 
 from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Verdict
-from lora_guard.errors import ArtifactError, GuardError, InputError
+from lora_guard.errors import ArtifactError, ConfigError, GuardError, InputError
 from lora_guard.verdict import GuardLogits
 
 PROMPT = Conversation.of("How do I bake bread?")
@@ -246,3 +246,12 @@ def test_characters_of_several_bytes_are_yielded_whole(guards: dict[str, Guard])
     assert "".join(pieces) == "a🍞é"
     assert "\ufffd" not in "".join(pieces)
     assert [piece for piece in pieces if piece] == ["a", "🍞", "é"]
+
+
+def test_a_guard_is_not_put_together_without_its_token_head(tmp_path: Path) -> None:
+    guard = Guard.load(tiny_guard_folder(tmp_path, token_head=True))
+    with pytest.raises(ConfigError, match="guard 'tiny' has a token head; allowed: with it"):
+        Guard(guard.spec, guard.engine)
+    second = Guard(guard.spec, guard.engine, policy="strict", token_head=guard.token_head)
+    text = Conversation.of("How do I bake bread?")
+    assert second.moderate(text).score == guard.moderate(text).score

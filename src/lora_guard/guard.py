@@ -11,7 +11,7 @@ from lora_guard.artifact import GuardSpec
 from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Engine, Session
 from lora_guard.engine.stream import ChatEnd, Check, StreamSettings, moderated
-from lora_guard.errors import ArtifactError, InputError, allowed
+from lora_guard.errors import ArtifactError, ConfigError, InputError, allowed
 from lora_guard.normalise import forms, normalised
 from lora_guard.progress import in_wholes
 from lora_guard.taxonomy import Taxonomy
@@ -36,10 +36,10 @@ class Guard:
         parameters: of adapter and heads on features, which are held in memory beside the chat model, if that is known.
         base_fingerprint: of the chat model's weights, if they may be others than those the guard was trained on.
         policy: whose thresholds decide; the guard's default policy when absent.
-        token_head: has its part in the score of a prompt.
+        token_head: has its part in the score of a prompt; given where ``spec`` says that there is one.
 
     Raises:
-        ConfigError: the guard has no such policy.
+        ConfigError: the guard has no such policy, or has a token head that was not given.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class Guard:
         policy: str | None = None,
         token_head: "TokenHead | None" = None,
     ) -> None:
+        if spec.token_head and token_head is None:
+            raise ConfigError(f"guard {spec.name!r} has a token head; allowed: with it (token_head=guard.token_head)")
         self.spec = spec
         self.engine = engine
         self.token_head = token_head
