@@ -54,6 +54,7 @@ def test_the_guard_is_small_carries_its_licence_and_holds_no_pickle() -> None:
         "adapter_config.json",
         "adapter_model.safetensors",
         "heads.safetensors",
+        "token_head.safetensors",
     }
 
 
