@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from guards import tiny_guard_folder
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 from lora_guard import Conversation, Guard, artifact, base_model
 from lora_guard.cli import app
 from lora_guard.errors import ArtifactError, InputError, ModelError
+from lora_guard.export import bundle
+from lora_guard.export.adapter_gguf import BaseShape
 
 llama_cpp = pytest.importorskip("lora_guard.engine.llama_cpp", reason="needs the extra 'device'", exc_type=ModelError)
 pytestmark = pytest.mark.extras
@@ -233,3 +236,16 @@ def test_settings_of_the_torch_engine_and_unknown_engines_are_refused(made: tupl
         Guard.load(guard, engine="llama-cpp", base=str(file), bulk=True)
     with pytest.raises(InputError, match="engine 'llama' is unknown; did you mean 'llama-cpp'"):
         Guard.load(guard, engine="llama")  # type: ignore[arg-type]
+
+
+def test_a_bundle_with_test_vectors_learns_no_other_words(made: tuple[Path, Path], rows: Path, tmp_path: Path) -> None:
+    guard, file = made
+    exported = tmp_path / "bundle"
+    norms = artifact.read_spec(guard).base.norms
+    bundle.write(exported, guard, BaseShape("llama", 2, 4, 2), norms=norms, vectors={"ids": np.arange(3)})
+    config = tmp_path / "train.yaml"
+    config.write_text(f"train: [{{path: {rows}}}]\n", "utf-8")
+    words = ["--guard", exported, "--base", file, "--data", rows, "--learn-tokens", config, "--out", tmp_path / "out"]
+    result = calibrate(*words)
+    assert result.exit_code == 1
+    assert "has test vectors, which are those of its own token head or of none" in " ".join(result.stderr.split())

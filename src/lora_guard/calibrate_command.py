@@ -43,7 +43,7 @@ def default_rule(target_fpr: float | None, target_recall: float | None, best_f1:
 
 
 def token_rows(config: Path | None, overrides: Sequence[str]) -> TrainConfig | None:
-    """The training config whose prompts a token head learns from; None where none is to be learned.
+    """The training config whose texts a token head learns from; None where none is to be learned.
 
     Raises:
         ConfigError: overrides without a config, or a config that is missing or wrong.
@@ -102,11 +102,16 @@ def calibrate(
         ``note``: what a bundle lacks that was made of a guard folder; else None.
 
     Raises:
-        ConfigError: ``out`` is something else than a guard of this engine.
+        ConfigError: ``out`` is something else than a guard of this engine, or a bundle with test vectors is to learn.
         DataError: a missing or bad file, or one without a labelled row.
         ResourceError: no memory for a batch, or no disk space.
     """
     artifact.check_out(out, guard.spec.form)
+    if learn_from is not None and VECTORS_FILE in guard.spec.files:
+        raise ConfigError(
+            f"{folder} has test vectors, which are those of its own token head or of none; allowed with "
+            "--learn-tokens: the guard folder; export it then"
+        )
     examples = [row for path in paths for row in _labelled(path, guard)]  # every file is checked before scoring
     targets = [row.target for row in examples]
     old_head, guard.token_head = guard.token_head, None
