@@ -63,8 +63,9 @@ def test_a_shipped_guard_is_calibrated_to_an_error_of_at_most_a_twentieth(name: 
     assert artifact.read_spec(find(name)).provenance["calibration"]["ece"]["held_out"] <= 0.05
 
 
-def test_the_default_guard_is_calibrated_by_the_normaliser_that_judges() -> None:
-    assert artifact.read_spec(find("default")).provenance["calibration"]["normaliser"] == NORMALISE_VERSION
+@pytest.mark.parametrize("name", ["default", "commercial"])
+def test_a_shipped_guard_is_calibrated_by_the_normaliser_that_judges(name: str) -> None:
+    assert artifact.read_spec(find(name)).provenance["calibration"]["normaliser"] == NORMALISE_VERSION
 
 
 @pytest.mark.parametrize("name", ["default", "commercial"])
