@@ -281,3 +281,12 @@ def test_a_token_head_learns_nothing_from_prompts_that_it_is_weighed_on(
     out = tmp_path / "out"
     assert run("--guard", folder, "--data", fires, "--learn-tokens", sources, "--out", out).exit_code == 0
     assert artifact.read_spec(out).provenance["token_head"]["texts"] == 200
+
+
+def test_bad_sources_of_a_token_head_are_found_before_anything_is_scored(
+    folder: Path, fires: Path, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.jsonl").unlink()
+    monkeypatch.setattr(Guard, "logits", lambda *_, **__: pytest.fail("scored"))
+    line = refusal("--guard", folder, "--data", fires, "--learn-tokens", sources, "--out", tmp_path / "out")
+    assert "train.jsonl" in line

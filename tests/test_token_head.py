@@ -75,12 +75,15 @@ def test_a_chats_prompt_has_the_score_that_moderate_gives_it(guard: Guard, text:
     assert end.prompt_verdict.score == pytest.approx(guard.moderate(Conversation.of(text)).score, abs=1e-5)
 
 
-def test_of_a_disguised_prompt_the_higher_of_both_forms_words_count(guard: Guard, without: Guard) -> None:
-    disguised = "b\u200bake br\u0435ad"
+def test_the_words_of_a_disguised_prompt_are_those_of_its_normalised_form(guard: Guard, without: Guard) -> None:
     assert guard.token_head is not None
-    forms = [guard.token_head.logit(guard.engine.renderer.content_ids(text)) for text in (disguised, "bake bread")]
-    (with_it,), (plain,) = (one.logits([Conversation.of(disguised)]) for one in (guard, without))
-    assert with_it.harmful - plain.harmful == pytest.approx(max(forms), abs=1e-5)
+    plain, disguised = "bake bread", "b\u200bake br\u0435ad"
+    added = []
+    for text in (plain, disguised):
+        (with_it,), (bare,) = (one.logits([Conversation.of(text)]) for one in (guard, without))
+        added.append(with_it.harmful - bare.harmful)
+    assert added[0] == pytest.approx(added[1], abs=1e-5)
+    assert added[0] == pytest.approx(guard.token_head.part(guard.engine.renderer, plain), abs=1e-5)
 
 
 def test_its_weights_are_counted(guard: Guard, folder: Path, tmp_path: Path) -> None:

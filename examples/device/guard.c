@@ -116,7 +116,8 @@ static void say(Guarded * g, const char * text, int is_template) {
     g->position += count;
 }
 
-// What the token head adds to a prompt's logit: its different tokens' weights, over the root of their number.
+// What the token head adds to a prompt's logit: its different tokens' weights, over the root of their number. The library
+// takes disguises off the text before (normalise.py); this program does not.
 static double of_words(const Guarded * g, const char * prompt) {
     llama_token ids[CONTEXT];
     const int count = llama_tokenize(g->vocabulary, prompt, strlen(prompt), ids, CONTEXT, false, false);

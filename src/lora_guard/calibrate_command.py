@@ -1,7 +1,8 @@
 """``lora-guard calibrate``: score labelled rows with a guard, fit its calibration anew, write the guard to a folder."""
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lora_guard.export.bundle import VECTORS_FILE
 from lora_guard.guard import Guard, engine_name, find
 from lora_guard.normalise import NORMALISE_VERSION
 from lora_guard.progress import progress
+from lora_guard.token_head import TokenHead
 from lora_guard.training.card import with_calibration
 from lora_guard.verdict import Calibration, GuardLogits, Policy
 
@@ -114,23 +116,22 @@ def calibrate(
         )
     examples = [row for path in paths for row in _labelled(path, guard)]  # every file is checked before scoring
     targets = [row.target for row in examples]
-    old_head, guard.token_head = guard.token_head, None
+    learning = None if learn_from is None else _learning(learn_from, guard, examples)  # bad sources are found now
+    own_head, guard.token_head = guard.token_head, None  # it needs no pass: its part is added to what was scored
     with progress("score", len(examples)) as tick:
         rows = guard.logits([row.conversation() for row in examples], done=tick)
-    guard.token_head = old_head
-    old_logits = logits = _with_tokens(guard, rows, examples)
-    head, learned = None, {}
-    if learn_from is not None:
-        from lora_guard.training.tokens import learn
-
-        guard.token_head, texts = learn(learn_from, guard, examples, np.array([row.harmful for row in rows]))
-        logits, head = _with_tokens(guard, rows, examples), guard.token_head.to_bytes()
-        sources = dict.fromkeys(source.name for source in learn_from.train)
-        learned = {"token_head": {"texts": texts, "sources": list(sources)}}
+    guard.token_head = own_head
+    before = scores(guard.spec.calibration, _with_tokens(guard, rows, examples), targets)
+    head: bytes | None = None
+    learned: dict[str, Any] = {}
+    if learning is not None:
+        learn, learned = learning
+        guard.token_head = learn(np.array([row.harmful for row in rows]))
+        head = guard.token_head.to_bytes()
+    logits = _with_tokens(guard, rows, examples)
     labels = np.array([row.labels(guard.taxonomy) for row in examples])
     fitted = fit(logits, labels, targets, guard.taxonomy.categories, balanced)
     held_out = held_out_scores(logits, labels, targets, [fold(row.prompt) for row in examples], fitted)
-    before = scores(guard.spec.calibration, old_logits, targets)
     found = {"before": before, "held_out": held_out}
     error = _ece(found, labels, 0, np.ones(len(examples), dtype=bool))
     record = {
@@ -189,6 +190,18 @@ def _table(target: Target, rows: Sequence[dict[str, Any]]) -> Table:
             *(f"{row['thresholds'][name]:.3f}" for name in names),
         )
     return table
+
+
+def _learning(
+    config: TrainConfig, guard: Guard, examples: Sequence[Example]
+) -> tuple[Callable[[Floats], TokenHead], dict[str, Any]]:
+    """What makes a token head of the examples' harmfulness logits ``[rows]``, and what the guard's provenance says."""
+    from lora_guard.training.tokens import learn, read_texts
+
+    texts = read_texts(config, guard, examples)
+    sources = list(dict.fromkeys(source.name for source in config.train))
+    record = {"token_head": {"texts": len(texts.ids), "sources": sources}}
+    return functools.partial(learn, texts, guard, examples), record
 
 
 def _with_tokens(guard: Guard, rows: Sequence[GuardLogits], examples: Sequence[Example]) -> Floats:

@@ -12,7 +12,7 @@ from lora_guard.conversation import Conversation, Target
 from lora_guard.engine.session import Engine, Session
 from lora_guard.engine.stream import ChatEnd, Check, StreamSettings, moderated
 from lora_guard.errors import ArtifactError, ConfigError, InputError, allowed
-from lora_guard.normalise import forms, normalised
+from lora_guard.normalise import forms
 from lora_guard.progress import in_wholes
 from lora_guard.taxonomy import Taxonomy
 from lora_guard.verdict import GuardLogits, Verdict
@@ -212,16 +212,13 @@ class Guard:
     def with_tokens(self, logits: GuardLogits, conversation: Conversation, target: Target) -> GuardLogits:
         """What an engine made of a conversation, with the part that the token head has in a prompt's score.
 
-        The words are those of the last prompt, as it came and normalised; the higher logit counts.
-
         Raises:
             InputError: the conversation has no prompt to judge.
         """
         if self.token_head is None or target == "response":
             return logits
-        prompt = conversation.up_to("prompt").messages[-1].content
-        ids = map(self.engine.renderer.content_ids, {prompt, normalised(prompt)})
-        return logits._replace(harmful=logits.harmful + max(map(self.token_head.logit, ids)))
+        part = self.token_head.part(self.engine.renderer, conversation.up_to("prompt").messages[-1].content)
+        return logits._replace(harmful=logits.harmful + part)
 
     def verdict(self, logits: GuardLogits, target: Target) -> Verdict:
         """Apply the saved calibration and the policy's thresholds to a judgement.

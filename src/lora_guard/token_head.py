@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from lora_guard.artifact import TOKEN_HEAD_FILE, GuardSpec, read_checked
 from lora_guard.errors import ArtifactError
 from lora_guard.export.adapter_gguf import read_floats
+from lora_guard.normalise import normalised
+from lora_guard.render import Renderer
 
 Array = NDArray[np.float32]
 
@@ -35,11 +37,20 @@ class TokenHead:
         known = different[different < len(self.weight)]
         return float(self.weight[known].sum(dtype=np.float64) / np.sqrt(max(1, len(different))))
 
+    def part(self, renderer: Renderer, prompt: str) -> float:
+        """What a prompt's harmfulness logit grows by."""
+        return self.logit(word_ids(renderer, prompt))
+
     def to_bytes(self) -> bytes:
         """The contents of ``token_head.safetensors``."""
         from safetensors.numpy import save
 
         return save({"weight": self.weight})
+
+
+def word_ids(renderer: Renderer, text: str) -> list[int]:
+    """The tokens that count: of the normalised text, for the tokens of a disguised word are not that word's."""
+    return renderer.content_ids(normalised(text))
 
 
 def read(folder: Path, spec: GuardSpec) -> TokenHead | None:

@@ -51,7 +51,7 @@ def vectors(
     added = np.zeros(len(everything), dtype=np.float32)
     for index, conversation in enumerate(everything):
         if token_head is not None and conversation.target == "prompt":
-            added[index] = token_head.logit(engine.renderer.content_ids(conversation.messages[-1].content))
+            added[index] = token_head.part(engine.renderer, conversation.messages[-1].content)
     flagged = [
         calibration.verdict(GuardLogits.highest([[row[0] + part, *row[1:]]]), conversation.target).flagged
         for row, part, conversation in zip(logits.tolist(), added.tolist(), everything, strict=True)

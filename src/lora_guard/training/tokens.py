@@ -1,6 +1,8 @@
 """Learns a token head: a logistic regression on the texts of a training config, weighed beside the guard."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, compress
 
 import numpy as np
@@ -14,57 +16,73 @@ from lora_guard.data.split import drop_overlap
 from lora_guard.errors import DataError
 from lora_guard.guard import Guard
 from lora_guard.progress import progress
-from lora_guard.token_head import TokenHead
+from lora_guard.token_head import TokenHead, word_ids
 from lora_guard.training.rows import choose
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def learn(config: TrainConfig, guard: Guard, held_out: Sequence[Example], logits: Floats) -> tuple[TokenHead, int]:
-    """A token head for a guard, and the number of texts that it learned from.
+@dataclass(frozen=True)
+class Texts:
+    """What a token head learns from: the token ids of each text, and ``harmful`` ``[texts]``."""
 
-    These are the labelled rows of all the config's sources, also those beyond a source's ``rows``, which bound what an
-    adapter's training costs. A row with a response is one text with it: harmful prompts ask questions, the well-known
-    harmless ones give instructions, and only questions with a harmless answer tell that to ask "How do I" is no harm.
-    How much the head counts beside the guard is decided on prompts that neither has seen.
+    ids: list[list[int]]
+    harmful: Bools
+
+
+def read_texts(config: TrainConfig, guard: Guard, held_out: Sequence[Example]) -> Texts:
+    """The labelled rows of all sources of a training config, also those beyond a source's ``rows``, which bound what an
+    adapter's training costs.
+
+    A row with a response is one text with it: harmful prompts ask questions, the well-known harmless ones give
+    instructions, and only questions with a harmless answer tell that to ask "How do I" is no harm.
 
     Args:
         config: names the sources and, under ``keep_out``, sets whose prompts are left out.
         guard: whose tokens they are.
-        held_out: labelled rows; what has one of their prompts is left out as well.
-        logits: ``[held_out]``, the harmfulness logits of the guard without a token head.
+        held_out: rows whose prompts are left out as well.
 
     Raises:
-        DataError: a missing or bad source, or no texts of both kinds in it, or no such prompts among ``held_out``.
+        DataError: a missing or bad source, or rows of one kind alone.
     """
     whole = config.model_copy(update={"train": [source.model_copy(update={"rows": None}) for source in config.train]})
     chosen = choose(whole, guard.taxonomy)
     rows, _ = drop_overlap([*chosen.train, *chosen.validation], held_out)
-    ids, harmful = _texts(guard, rows, "the config's sources have {} labelled texts")
-    with progress("learn from texts", 1, unit="fit") as tick:
-        words = LogisticRegression(C=_C, class_weight="balanced", max_iter=1000).fit(_shares(ids), harmful)
-        tick(1)
-    head = TokenHead(words.coef_[0].astype(np.float32))
+    return _texts(guard, rows, "the config's sources have {} labelled texts")
+
+
+def learn(texts: Texts, guard: Guard, held_out: Sequence[Example], logits: Floats) -> TokenHead:
+    """A token head for a guard. How much it counts beside the guard is decided on prompts that neither has seen.
+
+    Args:
+        texts: what it learns from.
+        guard: whose tokens they are.
+        held_out: labelled rows.
+        logits: ``[held_out]``, the harmfulness logits of the guard without a token head.
+
+    Raises:
+        DataError: no prompts of both kinds among ``held_out``.
+    """
     prompts = [row.target == "prompt" and row.harmful is not None for row in held_out]
-    held_ids, held_harmful = _texts(
-        guard, list(compress(held_out, prompts)), "the rows to calibrate on have {} labelled prompts"
-    )
-    own = logits[prompts]
-    both = np.column_stack([own, [head.logit(row) for row in held_ids]])
-    of_guard, of_words = LogisticRegression(C=_C).fit(both, held_harmful).coef_[0]
+    judged = _texts(guard, list(compress(held_out, prompts)), "the rows to calibrate on have {} labelled prompts")
+    with progress("learn from texts", 1, unit="fit") as tick:
+        words = LogisticRegression(C=_C, class_weight="balanced", max_iter=1000)
+        head = TokenHead(words.fit(_shares(texts.ids), texts.harmful).coef_[0].astype(np.float32))
+        tick(1)
+    both = np.column_stack([logits[prompts], [head.logit(row) for row in judged.ids]])
+    of_guard, of_words = LogisticRegression(C=_C).fit(both, judged.harmful).coef_[0]
     share = max(0.0, of_words) / max(_LEAST, of_guard)  # that of the guard's own logits is 1
-    return TokenHead(head.weight * np.float32(share)), len(ids)
+    return TokenHead(head.weight * np.float32(share))
 
 
-def _texts(guard: Guard, rows: Sequence[Example], found: str) -> tuple[list[list[int]], Bools]:
-    """The token ids and labels of the labelled rows."""
+def _texts(guard: Guard, rows: Sequence[Example], found: str) -> Texts:
     labelled = [row for row in rows if row.harmful is not None]
     harmful = np.array([row.harmful for row in labelled], dtype=bool)
     if len(set(harmful.tolist())) < 2:
         raise DataError(f"{found.format(len(labelled))}; needed to learn from: harmful and other ones")
-    encode = guard.engine.renderer.content_ids
-    return [encode(row.prompt) + encode(row.response or "") for row in labelled], harmful
+    words = partial(word_ids, guard.engine.renderer)
+    return Texts([words(row.prompt) + words(row.response or "") for row in labelled], harmful)
 
 
 def _shares(rows: Sequence[Sequence[int]]) -> csr_matrix:
