@@ -88,9 +88,9 @@ def test_a_guard_without_controls_of_its_own_is_shown_others_that_say_whose_they
     own = {control.title for control in shipped_controls("smollm2-135m-alora")}
     assert own == {"TF-IDF and logistic regression", "heads alone", "the paper's procedure"}
     assert {f"{title}, of smollm2-135m-alora" for title in own} <= {c.title for c in shipped_controls("mine")}
-    paper, *others = shipped_controls("smollm2-135m-commercial")
-    assert paper.title == "the paper's procedure"
-    assert all(other.title.endswith(", of smollm2-135m-alora") for other in others)
+    commercial = [control.title for control in shipped_controls("smollm2-135m-commercial")]
+    assert set(commercial[:2]) == {"the paper's procedure", "TF-IDF and logistic regression"}
+    assert commercial[2:] == ["heads alone, of smollm2-135m-alora"]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"datasets": {}}', '{"datasets": {"a": 1}, "provenance": {}}'])
