@@ -263,14 +263,29 @@ def test_what_a_token_head_cannot_be_learned_from_is_said(
 ) -> None:
     out = tmp_path / "out"
     assert refusal("--guard", folder, "--data", fires, "--set", "seed=1", "--out", out) == (
-        "error: --set changes the config of --learn-tokens; allowed: both"
+        "error: --set changes the configs of --learn-tokens; allowed: both"
     )
     (tmp_path / "train.jsonl").write_text('{"prompt": "fire", "unsafe": true}\n{"prompt": "sun", "unsafe": true}\n')
     words = ["--guard", folder, "--data", fires, "--learn-tokens", sources, "--out", out]
     assert refusal(*words) == (
-        "error: the config's sources have 2 labelled texts; needed to learn from: harmful and other ones"
+        "error: the sources of --learn-tokens have 2 labelled texts; needed to learn from: harmful and other ones"
     )
     assert not out.exists()
+
+
+def test_a_token_head_learns_from_the_sources_of_several_configs(
+    folder: Path, fires: Path, sources: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more.jsonl").write_text('{"prompt": "ice", "unsafe": true}\n{"prompt": "sun", "unsafe": false}\n')
+    more = tmp_path / "more.yaml"
+    more.write_text("taxonomy: harmfulness\ntrain: [{path: more.jsonl}]\n")
+    words = ["--learn-tokens", sources, "--learn-tokens", more, "--set", f"data_root={tmp_path}"]
+    out = tmp_path / "out"
+    assert run("--guard", folder, "--data", fires, *words, "--out", out).exit_code == 0
+    assert artifact.read_spec(out).provenance["token_head"] == {"texts": 202, "sources": ["train", "more"]}
+    ice, sun = (Guard.load(out).logits([Conversation.of(text)])[0].harmful for text in ("ice", "sun"))
+    old_ice, old_sun = (Guard.load(folder).logits([Conversation.of(text)])[0].harmful for text in ("ice", "sun"))
+    assert ice - old_ice > 0 > sun - old_sun
 
 
 def test_a_token_head_learns_nothing_from_prompts_that_it_is_weighed_on(

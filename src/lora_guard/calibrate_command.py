@@ -44,15 +44,15 @@ def default_rule(target_fpr: float | None, target_recall: float | None, best_f1:
     return Policy(rule="best_f1")
 
 
-def token_rows(config: Path | None, overrides: Sequence[str]) -> TrainConfig | None:
-    """The training config whose texts a token head learns from; None where none is to be learned.
+def token_rows(configs: Sequence[Path], overrides: Sequence[str]) -> list[TrainConfig]:
+    """The training configs whose texts a token head learns from; none where none is to be learned.
 
     Raises:
         ConfigError: overrides without a config, or a config that is missing or wrong.
     """
-    if config is None and overrides:
-        raise ConfigError("--set changes the config of --learn-tokens; allowed: both")
-    return None if config is None else TrainConfig.load(config, overrides)
+    if overrides and not configs:
+        raise ConfigError("--set changes the configs of --learn-tokens; allowed: both")
+    return [TrainConfig.load(config, overrides) for config in configs]
 
 
 def form_of(engine: str) -> artifact.Form:
@@ -85,7 +85,7 @@ def calibrate(
     paths: Sequence[Path],
     out: Path,
     balanced: Policy,
-    learn_from: TrainConfig | None = None,
+    learn_from: Sequence[TrainConfig] = (),
 ) -> dict[str, Any]:
     """Fit a guard's calibration on labelled rows and write the guard with it; adapter and heads stay as they are.
 
@@ -95,7 +95,7 @@ def calibrate(
         paths: files of labelled rows that the guard was not trained on; rows without any label are left out.
         out: the folder of the new guard, may be ``folder``.
         balanced: how the default policy chooses its thresholds.
-        learn_from: names the rows of a new token head; None leaves the guard with the one it has, or without.
+        learn_from: name the rows of a new token head; without any the guard keeps the one it has, or none.
 
     Returns:
         ``heads``: for each target and head the calibrator's fields, ``target``, ``head``, and ``ece``; and ``ece`` of
@@ -109,14 +109,14 @@ def calibrate(
         ResourceError: no memory for a batch, or no disk space.
     """
     artifact.check_out(out, guard.spec.form)
-    if learn_from is not None and VECTORS_FILE in guard.spec.files:
+    if learn_from and VECTORS_FILE in guard.spec.files:
         raise ConfigError(
             f"{folder} has test vectors, which are those of its own token head or of none; allowed with "
             "--learn-tokens: the guard folder; export it then"
         )
     examples = [row for path in paths for row in _labelled(path, guard)]  # every file is checked before scoring
     targets = [row.target for row in examples]
-    learning = None if learn_from is None else _learning(learn_from, guard, examples)  # bad sources are found now
+    learning = _learning(learn_from, guard, examples) if learn_from else None  # bad sources are found now
     own_head, guard.token_head = guard.token_head, None  # it needs no pass: its part is added to what was scored
     with progress("score", len(examples)) as tick:
         rows = guard.logits([row.conversation() for row in examples], done=tick)
@@ -193,13 +193,13 @@ def _table(target: Target, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _learning(
-    config: TrainConfig, guard: Guard, examples: Sequence[Example]
+    configs: Sequence[TrainConfig], guard: Guard, examples: Sequence[Example]
 ) -> tuple[Callable[[Floats], TokenHead], dict[str, Any]]:
     """What makes a token head of the examples' harmfulness logits ``[rows]``, and what the guard's provenance says."""
     from lora_guard.training.tokens import learn, read_texts
 
-    texts = read_texts(config, guard, examples)
-    sources = list(dict.fromkeys(source.name for source in config.train))
+    texts = read_texts(configs, guard, examples)
+    sources = list(dict.fromkeys(source.name for config in configs for source in config.train))
     record = {"token_head": {"texts": len(texts.ids), "sources": sources}}
     return functools.partial(learn, texts, guard, examples), record
 

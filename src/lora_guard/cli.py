@@ -146,7 +146,8 @@ def calibrate(
     target_recall: Annotated[float | None, typer.Option(min=0, max=1, help="Balanced: the least recall.")] = None,
     best_f1: Annotated[bool, typer.Option("--best-f1", help="Balanced: the best F1, as when none is given.")] = False,
     learn_tokens: Annotated[
-        Path | None, typer.Option(help="Training config: learn a token head from the texts of its sources.")
+        list[Path] | None,
+        typer.Option(help="Training config, once or more: learn a token head from its sources' texts."),
     ] = None,
     set_: SetOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON.")] = False,
@@ -157,7 +158,7 @@ def calibrate(
     from lora_guard.calibrate_command import default_rule, folder_for, form_of, show, token_rows
 
     rule = default_rule(target_fpr, target_recall, best_f1)
-    sources = token_rows(learn_tokens, set_ or [])
+    sources = token_rows(learn_tokens or [], set_ or [])
     check_out(out, form_of(engine))
     folder = folder_for(guard, engine, base, allow_other_base=allow_other_base)
     loaded = _load(str(folder), base, allow_other_base, engine, bulk=True)

@@ -1,4 +1,4 @@
-"""Learns a token head: a logistic regression on the texts of a training config, weighed beside the guard."""
+"""Learns a token head: a logistic regression on the texts of training configs, weighed beside the guard."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,25 +31,28 @@ class Texts:
     harmful: Bools
 
 
-def read_texts(config: TrainConfig, guard: Guard, held_out: Sequence[Example]) -> Texts:
-    """The labelled rows of all sources of a training config, also those beyond a source's ``rows``, which bound what an
+def read_texts(configs: Sequence[TrainConfig], guard: Guard, held_out: Sequence[Example]) -> Texts:
+    """The labelled rows of all sources of training configs, also those beyond a source's ``rows``, which bound what an
     adapter's training costs.
 
     A row with a response is one text with it: harmful prompts ask questions, the well-known harmless ones give
     instructions, and only questions with a harmless answer tell that to ask "How do I" is no harm.
 
     Args:
-        config: names the sources and, under ``keep_out``, sets whose prompts are left out.
+        configs: each names sources and, under ``keep_out``, sets whose prompts are left out of these.
         guard: whose tokens they are.
         held_out: rows whose prompts are left out as well.
 
     Raises:
         DataError: a missing or bad source, or rows of one kind alone.
     """
-    whole = config.model_copy(update={"train": [source.model_copy(update={"rows": None}) for source in config.train]})
-    chosen = choose(whole, guard.taxonomy)
-    rows, _ = drop_overlap([*chosen.train, *chosen.validation], held_out)
-    return _texts(guard, rows, "the config's sources have {} labelled texts")
+    chosen: list[Example] = []
+    for config in configs:
+        whole = [source.model_copy(update={"rows": None}) for source in config.train]
+        rows = choose(config.model_copy(update={"train": whole}), guard.taxonomy)
+        chosen += [*rows.train, *rows.validation]
+    unseen, _ = drop_overlap(chosen, held_out)
+    return _texts(guard, unseen, "the sources of --learn-tokens have {} labelled texts")
 
 
 def learn(texts: Texts, guard: Guard, held_out: Sequence[Example], logits: Floats) -> TokenHead:
