@@ -85,6 +85,7 @@ ORDER = [
     "training.card",
     "training.prefix_cache",
     "training.rows",
+    "training.start",
     "training.run",
     "training.finish",
     "training.loop",

@@ -1,7 +1,9 @@
 """A row of any accepted form becomes one example, or one line that says where it is wrong."""
 
+import json
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -43,6 +45,24 @@ def test_the_hubs_form_says_the_same_as_our_own(safe: bool | None, categories: d
     ours = {"prompt": "a", "response": "b", "unsafe": unsafe, "categories": categories}
     hubs = {"prompt": "a", "response": "b", "is_safe": safe, "category": categories}
     assert parse_row(ours, TAXONOMY, "f:1", "f") == parse_row(hubs, TAXONOMY, "f:1", "f")
+
+
+@given(
+    st.builds(
+        Example,
+        prompt=st.text(),
+        response=st.none() | st.text(),
+        harmful=labels,
+        categories=st.dictionaries(st.sampled_from(TAXONOMY.categories), st.booleans()),
+        source=st.text(min_size=1),
+    )
+)
+def test_an_examples_row_is_read_back_to_an_equal_example_from_a_file_too(example: Example) -> None:
+    assert parse_row(example.row(), TAXONOMY, "f:1", "f") == example
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text(json.dumps(example.row(), ensure_ascii=False) + "\n", "utf-8")
+        assert read_file(path, TAXONOMY) == [example]
 
 
 def test_our_own_field_is_believed_before_the_hubs() -> None:

@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 
 from lora_guard import Conversation, Guard, Taxonomy, TrainConfig, base_model, files
 from lora_guard.cli import app
+from lora_guard.data.sources import read_file
 from lora_guard.errors import ArtifactError, ConfigError, DataError, ResourceError
 from lora_guard.training import finish, loop
 from lora_guard.training.loop import train
-from lora_guard.training.rows import prepare
+from lora_guard.training.rows import choose, prepare
 
 ACCELERATE = Path(__file__).parents[1] / "configs" / "accelerate"
 CATEGORIES = ["rude", "unfair"]
@@ -154,6 +155,10 @@ def test_a_run_writes_what_it_promises_and_its_guard_loads(
     splits = json.loads((out / "splits.json").read_text("utf-8"))
     assert splits["counts"]["overlapping_dropped"] == 6
     assert sorted(splits["train"] + splits["validation"]) == list(range(splits["rows"]))
+    taxonomy = Taxonomy.load(config.taxonomy)
+    held_out = read_file(out / "validation.jsonl", taxonomy)
+    assert {row.prompt for row in held_out}.isdisjoint(row.prompt for row in choose(config, taxonomy).train)
+    assert len(held_out) == len(splits["validation"])
     assert set(json.loads((out / "parameters.json").read_text("utf-8"))) == {"base", "adapter", "heads"}
     assert TrainConfig.load(out / "config.yaml") == config
     for epoch in (1, 2):

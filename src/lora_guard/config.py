@@ -98,6 +98,9 @@ class TrainConfig(_Strict):
     """``beavertails``, ``harmfulness`` (no categories), or a YAML/JSON file."""
     max_length: int = Field(1024, ge=32)
     """Tokens of one judged window."""
+    start_from: str | None = None
+    """A guard whose adapter and heads the run begins with: ``default``, ``commercial``, a folder or a hub id. Its base
+    model, adapter, invocation, window and kind of heads need not be given. A category it lacks gets a fresh head."""
 
     # Data
     data_root: str = "."
@@ -115,7 +118,8 @@ class TrainConfig(_Strict):
     eval_rows: int | None = Field(None, ge=1)
     """At most this many training rows in the evaluation after an epoch; the other sets are taken whole."""
     augment: float = Field(0.0, ge=0, le=1)
-    """The probability that an epoch changes a training row's judged text: disguised, misspelt, framed or cut short."""
+    """The probability that an epoch changes a training row's judged text: disguised, misspelt, framed, in small talk or
+    cut short."""
 
     # Optimisation
     epochs: int = Field(1, ge=1)
@@ -179,7 +183,8 @@ class TrainConfig(_Strict):
                 "allowed with adapter 'lora'"
             )
         idle = sorted(_WITHOUT_EFFECT[self.adapter] & self.model_fields_set)
-        if idle:
+        decided = self.start_from is None or "adapter" in self.model_fields_set
+        if idle and decided:
             raise ValueError(f"{idle[0]} has no effect with adapter {self.adapter!r}; choose one")
         return self
 
@@ -191,6 +196,17 @@ class TrainConfig(_Strict):
             ConfigError: no such file, not YAML, an unknown field, a bad value, contradictory fields.
         """
         return read(cls, path, overrides)
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """The config with other values of some fields, checked as :meth:`load` does.
+
+        Raises:
+            ConfigError: they contradict the others.
+        """
+        try:
+            return self.model_validate(self.model_dump(exclude_unset=True) | dict(values))
+        except ValidationError as error:
+            raise ConfigError(f"config: {_first_problem(type(self), error)}") from error
 
     def to_yaml(self) -> str:
         """The resolved config; :meth:`load` reads it back to an equal one."""

@@ -35,6 +35,16 @@ class Example:
         known = [self.harmful, *(self.categories.get(category) for category in taxonomy.categories)]
         return [math.nan if label is None else float(label) for label in known]
 
+    def row(self) -> dict[str, Any]:
+        """The example in the project's form; :func:`parse_row` reads it back to an equal one."""
+        return {
+            "source": self.source,
+            "prompt": self.prompt,
+            "response": self.response,
+            "unsafe": self.harmful,
+            "categories": dict(self.categories),
+        }
+
 
 def parse_row(row: Mapping[str, Any], taxonomy: Taxonomy, where: str, source: str) -> Example:
     """Check one row.

@@ -150,17 +150,24 @@ def _spec(run: Run, calibration: Calibration, metrics: dict[str, Any]) -> GuardS
         max_length=config.max_length,
         heads=HeadsShape(bias=config.head_bias, harmful=config.harmful_head),
         calibration=calibration,
-        data=[DataReference(name=name, rows=rows, licence=licences[name]) for name, rows in run.rows.used.items()],
+        data=[DataReference(name=name, rows=rows, licence=licences[name]) for name, rows in run.rows.used.items()]
+        + ([] if run.before is None else _seen_before(run.before)),
         licence=config.licence,
         metrics=metrics,
         provenance={
             # Without the folder of the machine it was made on.
             "config": {name: value for name, value in config.resolved().items() if name != "data_root"},
+            **({} if run.before is None else {"start_from": {"name": run.before.name, "files": run.before.files}}),
             "processes": run.accelerator.num_processes,
             "python": platform.python_version(),
             **{name: version(name) for name in ("lora-guard", "torch", "transformers", "peft")},
         },
     )
+
+
+def _seen_before(spec: GuardSpec) -> list[DataReference]:
+    """What the guard that a run began with had been trained on."""
+    return [part.model_copy(update={"name": f"{part.name} ({spec.name}, the start)"}) for part in spec.data]
 
 
 def _licence(run: Run) -> str | None:

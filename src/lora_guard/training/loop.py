@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, register_fsdp_forward_method
 
 from lora_guard import adapter, base_model
+from lora_guard.artifact import Artifact
 from lora_guard.config import TrainConfig
 from lora_guard.data.batch import micro_batches, plan_epoch
 from lora_guard.errors import ConfigError, out_of_memory
@@ -25,6 +26,7 @@ from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel, autocast, pad, parameter_counts
 from lora_guard.progress import progress
 from lora_guard.taxonomy import Taxonomy
+from lora_guard.training import start
 from lora_guard.training.checkpointing import checkpoint_layers
 from lora_guard.training.finish import finish_epoch, finish_run
 from lora_guard.training.loss import label_counts, loss_terms, pos_weights, softened
@@ -47,15 +49,17 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, prefixes: Pat
         The folder of the finished guard.
 
     Raises:
-        ConfigError: the run folder is in use, its config differs, or the processes are not those asked for.
-        DataError, ModelError, ResourceError: as their names say.
+        ConfigError: the run folder is in use, its config differs, the processes are not those asked for, or a field
+            is not that of the guard to start from.
+        ArtifactError, DataError, ModelError, ResourceError: as their names say.
     """
+    config, began_with = start.read(config)
     _check_trackers(config)
     accelerator = Accelerator(mixed_precision="no", log_with=list(config.log_with) or None, project_dir=str(out))
     _check_sharding(accelerator)
     _check_processes(accelerator, config)
     folder = RunFolder.open(out, config, resume=resume, main=accelerator.is_main_process)
-    run = _set_up(config, folder, accelerator, prefixes)
+    run = _set_up(config, began_with, folder, accelerator, prefixes)
     ends = list(accumulate(len(_plan(run, run.rows.train, epoch)) for epoch in range(config.epochs)))
     if isinstance(run.model, FSDPModule):
         run.model.reshard()  # what the set-up read gathered the parameters; states hold shards
@@ -132,7 +136,13 @@ def _check_sharding(accelerator: Accelerator) -> None:
         )
 
 
-def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator, prefixes: Path | None) -> Run:
+def _set_up(
+    config: TrainConfig,
+    began_with: Artifact | None,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    prefixes: Path | None,
+) -> Run:
     set_seed(config.seed)
     if config.licence_file is not None and not Path(config.licence_file).is_file():
         raise ConfigError(f"licence_file {config.licence_file!r} not found; allowed: a text file")
@@ -151,6 +161,8 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator, pr
     if config.activation_checkpointing:
         checkpoint_layers(base.model)
     model = GuardModel(base.model, heads, kind=config.adapter, invocation=invocation_ids, attached=attached)
+    if began_with is not None:
+        start.fill(model, began_with, taxonomy, base.fingerprint)
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.base.parameters() if p.requires_grad], "peak": config.learning_rate},
@@ -168,7 +180,10 @@ def _set_up(config: TrainConfig, folder: RunFolder, accelerator: Accelerator, pr
         register_fsdp_forward_method(model, "read")
     weight = pos_weights(rows.train.labels, config.pos_weight_max).to(accelerator.device)
     cache = _prefix_cache(config, accelerator, base, model, rows, prefixes) if activated else None
-    return Run(config, folder, accelerator, base, taxonomy, invocation, rows, model, wrapped, optimizer, weight, cache)
+    before = None if began_with is None else began_with.spec
+    return Run(
+        config, before, folder, accelerator, base, taxonomy, invocation, rows, model, wrapped, optimizer, weight, cache
+    )
 
 
 def _shape(config: TrainConfig, invocation: Sequence[int] | None) -> adapter.LoraShape:

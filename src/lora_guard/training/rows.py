@@ -64,6 +64,8 @@ class RunRows:
     """How many tokens every row begins with, augmented or not: those of the chat template."""
     draws: list[float]
     validation: RowSet
+    held_out: list[Example]
+    """``validation`` before it is token ids."""
     tests: list[RowSet]
     splits: dict[str, Any]
     used: dict[str, int]
@@ -155,6 +157,7 @@ def prepare(config: TrainConfig, taxonomy: Taxonomy, renderer: Renderer, invocat
         opening=len(judged(chosen.train[0]).opening),
         draws=[origin.weight for origin in chosen.origins],
         validation=rows("validation", chosen.validation, in_all_forms),
+        held_out=chosen.validation,
         tests=[rows(name, examples, in_all_forms) for name, examples in chosen.tests],
         splits=chosen.splits,
         used=dict(Counter(origin.name for origin in chosen.origins)),

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lora_guard import files
+from lora_guard.artifact import GuardSpec
 from lora_guard.base_model import BaseModel
 from lora_guard.config import TrainConfig
 from lora_guard.errors import ConfigError
@@ -37,9 +38,10 @@ class RunFolder:
     """What a run writes, as it runs:
 
     ``config.yaml`` (resolved), ``parameters.json`` (counts), ``splits.json`` (row indices and what was dropped),
-    ``steps.jsonl`` (a line a step), ``metrics.jsonl`` (a line an epoch and set), ``logits/`` (logits and targets, a
-    file an epoch and set), ``checkpoints/epoch-N/`` (a complete guard each), ``state/`` (to resume from), ``loss.png``,
-    ``pr.png``, and at the end ``guard/``.
+    ``validation.jsonl`` (the held-out rows, for ``lora-guard calibrate``), ``steps.jsonl`` (a line a step),
+    ``metrics.jsonl`` (a line an epoch and set), ``logits/`` (logits and targets, a file an epoch and set),
+    ``checkpoints/epoch-N/`` (a complete guard each), ``state/`` (to resume from), ``loss.png``, ``pr.png``, and at the
+    end ``guard/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,6 +77,8 @@ class RunFolder:
             files.write_text(self.path / "config.yaml", config.to_yaml())
         files.write_json(self.path / "parameters.json", counts)
         files.write_json(self.path / "splits.json", {**rows.splits, "used": rows.used, "counts": rows.summary})
+        held_out = (json.dumps(example.row(), ensure_ascii=False) for example in rows.held_out)
+        files.write_text(self.path / "validation.jsonl", "".join(f"{line}\n" for line in held_out))
 
     def log_step(self, record: dict[str, float]) -> None:
         """Append a line to ``steps.jsonl``."""
@@ -122,9 +126,13 @@ def _keep(path: Path, condition: Callable[[dict[str, Any]], bool]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What every part of a run needs. ``wrapped`` is ``model`` as accelerate distributes it."""
+    """What every part of a run needs.
+
+    ``wrapped`` is ``model`` as accelerate distributes it, ``before`` the guard it began with.
+    """
 
     config: TrainConfig
+    before: GuardSpec | None
     folder: RunFolder
     accelerator: Accelerator
     base: BaseModel
