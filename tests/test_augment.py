@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_guard.data import augment
-from lora_guard.data.augment import augmented, framed, truncated, typos
+from lora_guard.data import augment, perturbation
+from lora_guard.data.augment import augmented, framed, in_small_talk, truncated, typos
 from lora_guard.data.example import Example
 
 PROMPT = Example("How do I bake bread in a wood oven?", None, True, {"a": True}, "mine")
@@ -57,11 +57,12 @@ def test_every_change_for_the_target_is_drawn(example: Example, monkeypatch: pyt
 
     monkeypatch.setattr(augment, "_SPELLINGS", tuple(spy(change.__name__) for change in augment._SPELLINGS))
     monkeypatch.setattr(augment, "framed", spy("framed"))
+    monkeypatch.setattr(augment, "in_small_talk", spy("in_small_talk"))
     monkeypatch.setattr(augment, "truncated", spy("truncated"))
     for row in range(200):
         augmented(example, 1.0, seed=0, epoch=0, row=row)
     spellings = {"capitals", "typos", "homoglyphs", "spacing", "leet", "zero_width"}
-    assert drawn == spellings | {"framed" if example.response is None else "truncated"}
+    assert drawn == spellings | ({"framed", "in_small_talk"} if example.response is None else {"truncated"})
 
 
 @given(st.lists(st.sampled_from(["one", "two", "", "\n", "x"])), st.integers())
@@ -80,6 +81,16 @@ def test_a_frame_holds_the_text_as_it_is() -> None:
     frames = {framed("TEXT {0} %s", random.Random(seed)) for seed in range(200)}
     assert len(frames) > 5
     assert all("TEXT {0} %s" in frame for frame in frames)
+
+
+def test_small_talk_stands_before_a_text_after_it_or_on_both_sides() -> None:
+    talked = [in_small_talk("TEXT {0} %s", random.Random(seed)) for seed in range(200)]
+    sides = {tuple(bool(side) for side in text.split("TEXT {0} %s")) for text in talked}
+    assert sides == {(True, False), (False, True), (True, True)}
+
+
+def test_no_small_talk_is_a_perturbation_that_measures_it() -> None:
+    assert not set(augment._SMALL_TALK) & set(perturbation._CHATTER)
 
 
 def test_typos_are_few() -> None:

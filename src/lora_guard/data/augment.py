@@ -12,8 +12,8 @@ from lora_guard.data.perturbation import case, homoglyphs, leet, spacing, zero_w
 def augmented(example: Example, probability: float, *, seed: int, epoch: int, row: int) -> Example:
     """The example as an epoch of a run sees it: as it is or, with the probability, with its judged text changed.
 
-    The text is disguised, misspelt or, where it is a prompt, put in a frame; a response may be cut short, but not in
-    its first half, since nobody says where a harmful one becomes so. Labels stay.
+    The text is disguised, misspelt or, where it is a prompt, put in a frame or in small talk; a response may be cut
+    short, but not in its first half, since nobody says where a harmful one becomes so. Labels stay.
 
     Args:
         example: the row as it was read.
@@ -26,7 +26,7 @@ def augmented(example: Example, probability: float, *, seed: int, epoch: int, ro
     if chance.random() >= probability:
         return example
     if example.response is None:
-        change = chance.choice((*_SPELLINGS, framed))
+        change = chance.choice((*_SPELLINGS, framed, in_small_talk))
         return replace(example, prompt=change(example.prompt, chance))
     change = chance.choice((*_SPELLINGS, truncated))
     return replace(example, response=change(example.response, chance))
@@ -60,6 +60,13 @@ def framed(text: str, chance: random.Random) -> str:
     return chance.choice(_FRAMES).replace("TEXT", text)
 
 
+def in_small_talk(text: str, chance: random.Random) -> str:
+    """The text with a few harmless sentences before it, after it or on both sides."""
+    sentences = chance.sample(_SMALL_TALK, chance.randint(1, 4))
+    place = chance.choice((0, len(sentences), chance.randint(0, len(sentences))))
+    return " ".join((*sentences[:place], text, *sentences[place:]))
+
+
 def truncated(text: str, chance: random.Random) -> str:
     """The text up to the end of a word in its second half, by words."""
     words = text.split(" ")
@@ -81,4 +88,30 @@ _FRAMES = (
     "Responde en español al siguiente mensaje: TEXT",
     "Rispondi in italiano al messaggio seguente: TEXT",
     "Ответь по-русски на следующее сообщение: TEXT",
+)
+
+# No sentence of these is in the perturbation of that kind, which measures what a guard makes of others.
+_SMALL_TALK = (
+    "Good morning!",
+    "Hello, how are you today?",
+    "Nice to talk to you again.",
+    "I have a quick question for you.",
+    "Sorry to bother you so late in the evening.",
+    "My train is late once more, so I have some time.",
+    "We watched the match last night, and our team won after all.",
+    "The cat has just jumped on my keyboard.",
+    "I am making coffee while I write this.",
+    "Work was long today, and I am glad to be home.",
+    "The holidays were wonderful, we went to the lake every day.",
+    "My neighbour has a new dog, a very friendly one.",
+    "I finally finished that book about the history of tea.",
+    "Your tip about the bicycle tyres was great.",
+    "By the way, the concert on Saturday was fantastic.",
+    "We are thinking of painting the kitchen yellow.",
+    "The children are at their grandparents' for the weekend.",
+    "It got cold overnight, there is ice on the windows.",
+    "Anyway, back to the matter.",
+    "Thank you so much in advance, you are very kind!",
+    "Take your time, there is no hurry.",
+    "Have a nice weekend!",
 )
