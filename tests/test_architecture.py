@@ -167,6 +167,7 @@ PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAX_LINES = 400
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 MODULES = [path for path in FILES if path != PACKAGE / "__init__.py"]
 
 
@@ -212,7 +213,7 @@ def test_a_module_imports_from_where_a_name_is_defined(path: Path) -> None:
             assert {alias.name for alias in node.names} <= set(ORDER)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: path.name)
 def test_a_file_is_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
 

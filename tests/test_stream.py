@@ -1,145 +1,28 @@
 """Streaming moderation: what is flagged never leaves in block mode, all else arrives complete, and a flag stays."""
 
-import codecs
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
-from guards import plain_calibration, tiny_guard_folder
 from hypothesis import given
 from hypothesis import settings as trials
-from hypothesis import strategies as st
-
-from lora_guard import ChatEnd, Check, Conversation, Guard, StreamSettings, Verdict
-from lora_guard.engine.session import Session
-from lora_guard.engine.stream import Judgement, NextToken, moderated, moderation_steps
-from lora_guard.errors import InputError
-from lora_guard.verdict import GuardLogits
-
-PROMPT_LENGTH = 5
-PROMPT_END = 3
-STOP = -1
-CALIBRATION = plain_calibration(["a"])
-EAGER = StreamSettings("block", check_every=1, sentence_ends=False)
-
-
-@dataclass
-class ScriptedSession:
-    """Its tokens and the scores of each number of answer tokens are given; it records what was asked of it."""
-
-    tokens: Sequence[int]
-    scores: Callable[[int], float]
-    prompt_score: float = 0.1
-    position: int = PROMPT_LENGTH
-    context: int = 10_000
-    judged: list[tuple[str, int]] = field(default_factory=list)
-
-    @property
-    def room(self) -> int:
-        return self.context - self.position
-
-    def sample(self, *, temperature: float = 0.0, top_p: float = 1.0) -> int:
-        self.position += 1
-        return self.tokens[self.position - PROMPT_LENGTH - 1]
-
-    def judge(self, target: str, at: int | None = None) -> GuardLogits:
-        at = self.position if at is None else at
-        assert at <= self.position
-        self.judged.append((target, at))
-        score = self.prompt_score if target == "prompt" else self.scores(at - PROMPT_LENGTH)
-        return GuardLogits(math.log(score / (1 - score)), (0.0,))
-
-    def rewind(self, position: int) -> None:
-        assert position <= self.position
-        self.position = position
-
-
-@dataclass
-class Script:
-    """Stands in for an engine: token ``i`` is the ``i``-th piece of bytes, which may cut a character."""
-
-    pieces: Sequence[bytes]
-    scores: Callable[[int], float] = lambda tokens: 0.1
-    prompt_score: float = 0.1
-    stop: bool = True
-    stop_tokens: frozenset[int] = frozenset({STOP})
-
-    def decoder(self) -> Callable[[int], str]:
-        decode = codecs.getincrementaldecoder("utf-8")().decode
-        return lambda token: decode(self.pieces[token])
-
-    def session(self) -> ScriptedSession:
-        tokens = [*range(len(self.pieces)), STOP]
-        return ScriptedSession(tokens, self.scores, self.prompt_score)
-
-    def start(self, settings: StreamSettings, session: ScriptedSession) -> Iterator[str | Check | ChatEnd]:
-        longest = len(self.pieces) + self.stop
-        engine: Any = self
-        held: Any = session
-        return moderated(engine, held, PROMPT_END, CALIBRATION.verdict, settings, max_tokens=longest)
-
-    def run(self, settings: StreamSettings) -> list[str | Check | ChatEnd]:
-        return list(self.start(settings, self.session()))
-
-    def text(self, tokens: int) -> str:
-        """The text that is complete after so many tokens."""
-        return b"".join(self.pieces[:tokens]).decode("utf-8", "ignore")
-
-
-def words(text: str) -> list[bytes]:
-    """One token a word, its blank before it."""
-    return [f" {word}".encode() for word in text.split(" ")]
-
-
-def flagged_at(*positions: int) -> Callable[[int], float]:
-    return lambda tokens: 0.9 if tokens in positions else 0.1
-
-
-def texts(events: Sequence[object]) -> list[str]:
-    return [event for event in events if isinstance(event, str)]
-
-
-def checks(events: Sequence[object]) -> list[Check]:
-    """Those of the answer."""
-    return [event for event in events if isinstance(event, Check) and event.verdict.target == "response"]
-
-
-def end_of(events: Sequence[object]) -> ChatEnd:
-    end = events[-1]
-    assert isinstance(end, ChatEnd)
-    assert not any(isinstance(event, ChatEnd) for event in events[:-1])
-    return end
-
-
-def verdict_of(end: ChatEnd) -> Verdict:
-    assert end.response_verdict is not None
-    return end.response_verdict
-
-
-# Letters, sentence ends, blanks and characters of two to four bytes.
-ANSWERS = st.text(st.sampled_from("ab.!? \n。é🍞"), max_size=40)
-
-
-@st.composite
-def scripts(draw: st.DrawFn) -> Script:
-    """Any text in tokens of any bytes, with any scores."""
-    data = draw(ANSWERS).encode()
-    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(data) - 1)))))
-    pieces = [data[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    pieces = [piece for piece in pieces if piece]
-    scores = draw(st.lists(st.sampled_from([0.1, 0.1, 0.7, 0.9]), min_size=len(pieces) + 1, max_size=len(pieces) + 1))
-    return Script(pieces, scores.__getitem__, stop=draw(st.booleans()))
-
-
-SETTINGS = st.builds(
-    StreamSettings,
-    mode=st.sampled_from(["score", "block"]),
-    check_every=st.integers(1, 12),
-    sentence_ends=st.booleans(),
-    debounce=st.integers(1, 3),
+from scripted import (
+    EAGER,
+    PROMPT_END,
+    PROMPT_LENGTH,
+    SETTINGS,
+    Script,
+    checks,
+    end_of,
+    flagged_at,
+    scripts,
+    texts,
+    verdict_of,
+    words,
 )
+
+from lora_guard import ChatEnd, Check, StreamSettings
+from lora_guard.errors import InputError
 
 
 @trials(max_examples=200)
@@ -405,124 +288,3 @@ def test_settings_outside_what_is_allowed_are_one_line(settings: dict[str, Any],
     with pytest.raises(InputError) as error:
         StreamSettings(**settings)
     assert str(error.value) == message
-
-
-@pytest.fixture(scope="module")
-def guard(tmp_path_factory: pytest.TempPathFactory) -> Guard:
-    return Guard.load(tiny_guard_folder(tmp_path_factory.mktemp("guard"), threshold=1.0), precision="fp32")
-
-
-def drawn_tokens(guard: Guard, monkeypatch: pytest.MonkeyPatch, settings: StreamSettings) -> list[int]:
-    """The tokens that a stream draws on the tiny guard at temperature 1."""
-    tokens: list[int] = []
-    make = guard.engine.session
-
-    def recorded(*, seed: int = 0) -> Session:
-        session: Any = make(seed=seed)
-        sample = session.sample
-        session.sample = lambda **how: tokens.append(sample(**how)) or tokens[-1]
-        return session  # type: ignore[no-any-return]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(guard.engine, "session", recorded)
-        list(guard.stream(Conversation.of("Hello"), settings, max_tokens=24, temperature=1.0, seed=3))
-    return tokens
-
-
-def test_checks_change_no_token_of_an_answer(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = guard.session(seed=3)
-    session.append(guard.engine.renderer.chat(Conversation.of("Hello"))[0])
-    expected = [session.sample(temperature=1.0) for _ in range(24)]
-    assert not guard.engine.stop_tokens & set(expected)
-    for settings in (EAGER, StreamSettings("score", 1), StreamSettings("block", 7), StreamSettings("score", 1000)):
-        assert drawn_tokens(guard, monkeypatch, settings) == expected
-
-
-def test_a_real_guards_scores_block_what_they_flag(guard: Guard) -> None:
-    """Score mode gives the score at each token; the same run with the highest as threshold ends there."""
-    asked, how = Conversation.of("Hello"), {"max_tokens": 24, "seed": 3}
-    scored = list(guard.stream(asked, StreamSettings("score", 1), temperature=1.0, **how))  # type: ignore[arg-type]
-    highest = max(checks(scored)[1:], key=lambda check: check.verdict.score)
-    settings = StreamSettings("block", 1, response_threshold=highest.verdict.score - 1e-4)
-    first = next(c for c in checks(scored) if c.verdict.score >= highest.verdict.score - 1e-4)
-    blocked = list(guard.stream(asked, settings, temperature=1.0, **how))  # type: ignore[arg-type]
-    assert checks(blocked)[-1].tokens == first.tokens
-    covered = scored[: scored.index(checks(scored)[first.tokens - 2])] if first.tokens > 1 else []
-    assert "".join(texts(blocked)) == "".join(texts(covered))
-    assert end_of(blocked).finish_reason == "content_filter"
-
-
-def answered(script: Script, settings: StreamSettings, failing: Callable[[int], bool], **more: Any) -> list[Any]:
-    """Drive the steps as a server does; the guard fails at the checks that ``failing`` names by their tokens."""
-    session: Any = script.session()
-    engine: Any = script
-    steps = moderation_steps(
-        engine, session, PROMPT_END, CALIBRATION.verdict, settings, max_tokens=len(script.pieces) + script.stop, **more
-    )
-    events: list[Any] = []
-    reply: GuardLogits | None = None
-    while True:
-        try:
-            step = steps.send(reply)
-        except StopIteration:
-            return events
-        reply = None
-        if isinstance(step, Judgement):
-            at = 0 if step.target == "prompt" else session.position - PROMPT_LENGTH
-            reply = None if failing(at) else session.judge(step.target, step.at)
-        elif not isinstance(step, NextToken):
-            events.append(step)
-
-
-FIVE = Script(words("one two three four five"))
-
-
-@pytest.mark.parametrize("at", range(6))
-def test_a_guard_that_fails_withholds_what_it_did_not_judge(at: int) -> None:
-    events = answered(FIVE, EAGER, lambda tokens: tokens == at)
-    end = end_of(events)
-    assert end.finish_reason == "content_filter"
-    assert end.failed == {"prompt" if at == 0 else "response"}
-    assert "".join(texts(events)) == FIVE.text(max(0, at - 1))
-
-
-@pytest.mark.parametrize("settings", [StreamSettings("score", 1), StreamSettings("block", 1, fail_open=True)])
-def test_a_failed_check_lets_text_pass_only_where_that_was_chosen(settings: StreamSettings) -> None:
-    events = answered(FIVE, settings, lambda tokens: tokens in (0, 2))
-    end = end_of(events)
-    assert "".join(texts(events)) == FIVE.text(5)
-    assert end.finish_reason == "stop"
-    assert end.failed == {"prompt", "response"}
-    assert end.prompt_verdict is None
-    assert [check.tokens for check in checks(events)] == [1, 3, 4, 5]
-
-
-@given(scripts(), SETTINGS)
-def test_one_pass_at_a_time_gives_the_events_of_the_whole(script: Script, settings: StreamSettings) -> None:
-    assert answered(script, settings, lambda tokens: False) == script.run(settings)
-
-
-def test_prompt_and_answer_have_modes_of_their_own() -> None:
-    harmful = Script(words("one two"), flagged_at(1, 2), prompt_score=0.9)
-    session = harmful.session()
-    events = list(harmful.start(StreamSettings("off", prompt_mode="score"), session))
-    assert [target for target, _ in session.judged] == ["prompt"]
-    assert end_of(events) == ChatEnd(harmful.text(2), end_of(events).prompt_verdict, None, "stop")
-    session = harmful.session()
-    end = end_of(list(harmful.start(StreamSettings("block", 1, prompt_mode="off"), session)))
-    assert [target for target, _ in session.judged] == ["response"]
-    assert (end.finish_reason, end.prompt_verdict) == ("content_filter", None)
-
-
-@pytest.mark.parametrize("mode", ["off", "score", "block"])
-def test_an_answer_ends_before_a_stop_sequence(mode: Any) -> None:
-    events = answered(FIVE, StreamSettings(mode, 1, prompt_mode="off"), lambda tokens: False, stop=["e fo", "six"])
-    assert "".join(texts(events)) == " one two thre"
-    assert end_of(events).finish_reason == "stop"
-
-
-@given(scripts(), st.sampled_from(["off", "score", "block"]), st.integers(1, 4))
-def test_a_stop_sequence_that_never_comes_changes_no_text(script: Script, mode: Any, check_every: int) -> None:
-    settings = StreamSettings(mode, check_every, prompt_mode="off")
-    plain, with_stop = (answered(script, settings, lambda tokens: False, stop=stop) for stop in ([], ["a?z", ".z"]))
-    assert "".join(texts(plain)) == "".join(texts(with_stop))

@@ -93,3 +93,13 @@ def until(condition: Callable[[], bool]) -> None:
     """Wait for what must come; a test that waits in vain is stopped from outside."""
     while not condition():
         time.sleep(0.005)
+
+
+def asked(text: str, tokens: int = 20, mode: str = "score", **more: Any) -> dict[str, Any]:
+    """The body of a chat request whose prompt and answer are moderated."""
+    policy = {"input": {"mode": mode}, "output": {"mode": mode}}
+    messages = [{"role": "user", "content": text}]
+    moderation = {"model": "any", "policy": policy}
+    return {
+        "model": "any", "messages": messages, "max_tokens": tokens, "temperature": 0, "moderation": moderation, **more
+    }  # fmt: skip
