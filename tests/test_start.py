@@ -137,7 +137,10 @@ def test_the_guard_names_its_start_and_what_that_one_was_trained_on(make: Make, 
     spec, before = (Guard.load(run).spec for run in (tmp_path / "second", first))
     assert spec.provenance["start_from"] == {"name": "run", "files": before.files}
     assert [part.name for part in spec.data] == ["rows", "rows (run, the start)"]
-    assert "| rows (run, the start) | " in (tmp_path / "second" / "guard" / "README.md").read_text("utf-8")
+    card = (tmp_path / "second" / "guard" / "README.md").read_text("utf-8")
+    assert "| rows (run, the start) | " in card
+    assert "`start_from` there was the guard run whose files" in card
+    assert "`start_from` there" not in (first / "guard" / "README.md").read_text("utf-8")
 
 
 def test_a_resumed_run_goes_on_from_its_own_state_and_not_from_the_guard(

@@ -78,6 +78,9 @@ Not evaluated: `lora-guard eval --card` puts its figures here.
 
 `config.yaml` is what `guard.json` holds under `provenance.config`, and DATA the folder of the files it names. Python {{ spec.provenance.python }}, torch {{ spec.provenance.torch }},
 transformers {{ spec.provenance.transformers }}, peft {{ spec.provenance.peft }}.
+{%- if spec.provenance.start_from is defined %}
+`start_from` there was the guard {{ spec.provenance.start_from.name }} whose files have the sha256 under `provenance.start_from`; a newer one may have taken its name since.
+{%- endif %}
 
 ## Limits
 
