@@ -1,6 +1,7 @@
-"""Settings of every test: one thread, no hub, reproducible properties; and the folder of real data, if any."""
+"""Settings of every test: one thread, no hub, reproducible properties; the folder of real data, and configs of runs."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Before torch and the hub library are imported, here and in the processes that tests start.
@@ -12,6 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from runs import config_maker
+from tiny import tiny_folder
+
+from lora_guard import TrainConfig
 
 torch.set_num_threads(1)
 
@@ -34,3 +39,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}; LORA_GUARD_SHARED_DATA names the one with the data sets")
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model of :func:`make_config`."""
+    return tiny_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def make_config(run_base: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Makes configs of short runs (:func:`runs.config_maker`) in the test's folder."""
+    return config_maker(run_base, tmp_path)

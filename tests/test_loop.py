@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same, config_maker, records, weights, write_rows
+from runs import assert_same, records, weights, write_rows
 from safetensors.torch import load_file
-from tiny import tiny_folder
 
 from lora_guard import Conversation, Guard, Taxonomy, TrainConfig, base_model, files
 from lora_guard.data.sources import read_file
@@ -20,16 +19,6 @@ from lora_guard.training.loop import train
 from lora_guard.training.rows import choose, prepare
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-def make_config(base: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    return config_maker(base, tmp_path)
 
 
 def test_what_is_judged_after_an_epoch_is_what_a_guard_decides_on(
@@ -115,9 +104,9 @@ def test_a_guard_of_harmfulness_alone_is_trained_on_rows_with_categories(
 
 @pytest.mark.parametrize("fields", [{}, {"adapter": "none"}, {"harmful_head": False}, {"head_bias": False}])
 def test_training_changes_adapter_and_heads_and_never_the_base(
-    make_config: Callable[..., TrainConfig], tmp_path: Path, base: Path, fields: dict[str, Any]
+    make_config: Callable[..., TrainConfig], tmp_path: Path, run_base: Path, fields: dict[str, Any]
 ) -> None:
-    before = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+    before = hashlib.sha256((run_base / "model.safetensors").read_bytes()).hexdigest()
     run = {}
 
     def keep(trained: finish.Run) -> Path:
@@ -127,8 +116,8 @@ def test_training_changes_adapter_and_heads_and_never_the_base(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "finish_run", keep)
         train(make_config(epochs=1, **fields), tmp_path / "run")
-    assert hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest() == before
-    untouched = dict(base_model.load(str(base)).model.named_parameters())
+    assert hashlib.sha256((run_base / "model.safetensors").read_bytes()).hexdigest() == before
+    untouched = dict(base_model.load(str(run_base)).model.named_parameters())
     trained = {name.replace(".base_layer.", "."): p for name, p in run["model"].base.named_parameters()}
     assert all(torch.equal(parameter, trained[name]) for name, parameter in untouched.items())
     names = set(weights(tmp_path / "run"))
@@ -229,9 +218,11 @@ def test_a_folder_in_use_another_config_and_other_rows_are_refused(
         train(config, out)
     with pytest.raises(ConfigError, match="begun with another 'learning_rate'"):
         train(make_config(epochs=1, learning_rate=0.5), out, resume=True)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     write_rows(tmp_path / "rows.jsonl", 20)
     with pytest.raises(ArtifactError, match="written for other training rows"):
         train(config, out, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_a_corrupted_state_is_refused(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from processes import started, wait
-from runs import assert_same, config_maker, records, weights, write_rows
-from tiny import tiny_folder
+from runs import assert_same, records, weights, write_rows
 from torch.multiprocessing import ProcessExitedException
 from typer.testing import CliRunner
 
@@ -24,16 +23,6 @@ from lora_guard.errors import ConfigError
 from lora_guard.training.loop import train
 
 ACCELERATE = Path(__file__).parents[1] / "configs" / "accelerate"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture
-def make_config(base: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    return config_maker(base, tmp_path)
 
 
 def test_a_killed_process_resumes_to_the_same_weights(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run that begins with a guard: it has its weights and its shape, and refuses what does not fit them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,28 @@ def test_another_value_than_the_guards_is_refused_by_name(
     with pytest.raises(ConfigError, match=rf"^{field} is .*start_from .*; allowed: that, or no {field}$"):
         train(make(start_from=str(first), **{field: value}), tmp_path / "second")
     assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(("guard", "taxonomy"), [("default", "beavertails"), ("commercial", "harmfulness")])
+def test_the_taxonomy_of_a_guard_that_ships_need_not_be_named(guard: str, taxonomy: str) -> None:
+    config, _ = start.read(TrainConfig.model_validate({"start_from": guard, "train": [{"path": "rows.jsonl"}]}))
+    assert config.taxonomy == taxonomy
+
+
+def test_a_taxonomy_that_is_not_built_in_has_to_be_named(first: Path) -> None:
+    config = TrainConfig.model_validate({"start_from": str(first), "train": [{"path": "rows.jsonl"}]})
+    with pytest.raises(ConfigError, match=r"taxonomy of its own, 'two', and the config names none; allowed: "):
+        start.read(config)
+
+
+def test_the_revision_is_that_of_the_base_model_that_was_named(make: Make, first: Path, tmp_path: Path) -> None:
+    shutil.copytree(first / "guard", tmp_path / "guard")
+    spec = json.loads((tmp_path / "guard" / "guard.json").read_text("utf-8"))
+    spec["base"]["revision"] = "abc"
+    (tmp_path / "guard" / "guard.json").write_text(json.dumps(spec), "utf-8")
+    start_from = str(tmp_path / "guard")
+    assert start.read(make(start_from=start_from))[0].revision == "abc"
+    assert start.read(make(start_from=start_from, base_model="mine"))[0].revision is None
 
 
 def test_modules_may_be_named_in_any_order(make: Make, first: Path) -> None:

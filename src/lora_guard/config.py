@@ -100,7 +100,8 @@ class TrainConfig(_Strict):
     """Tokens of one judged window."""
     start_from: str | None = None
     """A guard whose adapter and heads the run begins with: ``default``, ``commercial``, a folder or a hub id. Its base
-    model, adapter, invocation, window and kind of heads need not be given. A category it lacks gets a fresh head."""
+    model, adapter, invocation, window, taxonomy and kind of heads need not be given; categories it lacks get fresh
+    heads."""
 
     # Data
     data_root: str = "."

@@ -51,13 +51,13 @@ class Taxonomy:
         Raises:
             ConfigError: an unknown name, an unreadable file or one of another form.
         """
-        if str(name_or_path) in _BUILT_IN:
-            return cls(str(name_or_path), _BUILT_IN[str(name_or_path)])
+        if str(name_or_path) in BUILT_IN:
+            return cls(str(name_or_path), BUILT_IN[str(name_or_path)])
         path = Path(name_or_path)
         if not path.is_file():
             raise ConfigError(
                 f"taxonomy {str(name_or_path)!r} not found; "
-                f"allowed: {', '.join(map(repr, _BUILT_IN))} or a YAML or JSON file"
+                f"allowed: {', '.join(map(repr, BUILT_IN))} or a YAML or JSON file"
             )
         try:
             return cls.from_dict(yaml.safe_load(path.read_text("utf-8")))
@@ -104,7 +104,7 @@ _BEAVERTAILS_CATEGORIES = (
     "violence,aiding_and_abetting,incitement",
 )
 
-_BUILT_IN: Mapping[str, tuple[str, ...]] = {BEAVERTAILS: _BEAVERTAILS_CATEGORIES, "harmfulness": ()}
+BUILT_IN: Mapping[str, tuple[str, ...]] = {BEAVERTAILS: _BEAVERTAILS_CATEGORIES, "harmfulness": ()}
 
 OPENAI_CATEGORIES = (
     "harassment",

@@ -65,7 +65,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, prefixes: Pat
         run.model.reshard()  # what the set-up read gathered the parameters; states hold shards
     parameters, rows_hash = run.model.trainable(), _hash(run.rows)
     step = load_state(out, parameters, run.optimizer, rows_hash) if resume else 0
-    if accelerator.is_main_process:
+    if accelerator.is_main_process:  # not before: a refused state leaves the folder as it was
+        folder.write_setup(config, run.rows, parameter_counts(run.model))
         folder.forget_after(step)
     accelerator.init_trackers("lora-guard", config=_flat(config))
     accelerator.wait_for_everyone()
@@ -171,8 +172,6 @@ def _set_up(
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
     )
-    if accelerator.is_main_process:
-        folder.write_setup(config, rows, parameter_counts(model))
     sizes = {"training rows": len(rows.train.ids), "validation rows": len(rows.validation.ids), **rows.summary}
     accelerator.print(", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sizes.items() if count))
     wrapped, optimizer = accelerator.prepare(model, optimizer)

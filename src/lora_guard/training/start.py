@@ -11,7 +11,7 @@ from lora_guard.errors import ArtifactError, ConfigError
 from lora_guard.guard import find
 from lora_guard.heads import GuardHeads
 from lora_guard.model import GuardModel
-from lora_guard.taxonomy import Taxonomy
+from lora_guard.taxonomy import BUILT_IN, Taxonomy
 
 # Another value would not fit the weights, or they would mean something else by it.
 _DECIDED = {
@@ -29,12 +29,12 @@ _DECIDED = {
 def read(config: TrainConfig) -> tuple[TrainConfig, Artifact | None]:
     """The config as a run from ``start_from`` has it, and that guard; the config as it is where it names none.
 
-    What the guard decides (base model, adapter, invocation, heads, window) is taken from it where the config says
-    nothing.
+    What the guard decides (base model, adapter, invocation, taxonomy, heads, window) is taken from it where the config
+    says nothing.
 
     Raises:
         ArtifactError: there is no such guard, or it is corrupted.
-        ConfigError: the config says something else than the guard.
+        ConfigError: the config says something else than the guard, or no taxonomy where the guard's is not built in.
     """
     if config.start_from is None:
         return config, None
@@ -47,7 +47,10 @@ def read(config: TrainConfig) -> tuple[TrainConfig, Artifact | None]:
                 f"{name} is {given!r}, and start_from {config.start_from!r} has {shape[name]!r}; "
                 f"allowed: that, or no {name}"
             )
-    unsaid = {name: value for name, value in shape.items() if name not in config.model_fields_set}
+    said = config.model_fields_set | ({"revision"} if "base_model" in config.model_fields_set else set())
+    unsaid = {name: value for name, value in shape.items() if name not in said}
+    if "taxonomy" not in said:
+        unsaid["taxonomy"] = _built_in(Taxonomy.from_dict(saved.spec.taxonomy), config.start_from)
     return config.with_values(unsaid), saved
 
 
@@ -82,6 +85,17 @@ def fill(model: GuardModel, saved: Artifact, taxonomy: Taxonomy, fingerprint: st
         for name, parameter in model.heads.named_parameters():
             for output in set(ours).intersection(theirs):
                 parameter[ours.index(output)] = saved.heads[name][theirs.index(output)]
+
+
+def _built_in(taxonomy: Taxonomy, start_from: str) -> str:
+    """The name by which a config can name the guard's taxonomy."""
+    for name in BUILT_IN:
+        if Taxonomy.load(name) == taxonomy:
+            return name
+    raise ConfigError(
+        f"start_from {start_from!r} has a taxonomy of its own, {taxonomy.name!r}, and the config names none; allowed: "
+        f"taxonomy: FILE, or one of {', '.join(map(repr, BUILT_IN))}"
+    )
 
 
 def _outputs(taxonomy: Taxonomy, heads: GuardHeads) -> list[str | None]:
