@@ -144,6 +144,13 @@ def test_an_answer_ends_before_a_stop_sequence(mode: Any) -> None:
 
 @given(scripts(), st.sampled_from(["off", "score", "block"]), st.integers(1, 4))
 def test_a_stop_sequence_that_never_comes_changes_no_text(script: Script, mode: Any, check_every: int) -> None:
-    settings = StreamSettings(mode, check_every, prompt_mode="off")
+    settings = StreamSettings(mode, check_every, prompt_mode="off", sentence_ends=False)
     plain, with_stop = (answered(script, settings, lambda tokens: False, stop=stop) for stop in ([], ["a?z", ".z"]))
-    assert "".join(texts(plain)) == "".join(texts(with_stop))
+    shown, shown_with_stop = "".join(texts(plain)), "".join(texts(with_stop))
+    end = end_of(plain)
+    assert end_of(with_stop).finish_reason == end.finish_reason
+    if end.finish_reason == "content_filter":  # what waits to become a stop sequence is withheld with the rest
+        assert shown.startswith(shown_with_stop)
+        assert len(shown) - len(shown_with_stop) < len("a?z")
+    else:
+        assert shown == shown_with_stop
