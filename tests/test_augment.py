@@ -55,10 +55,8 @@ def test_every_change_for_the_target_is_drawn(example: Example, monkeypatch: pyt
     def spy(name: str) -> Callable[[str, random.Random], str]:
         return lambda text, chance: drawn.add(name) or text
 
-    monkeypatch.setattr(augment, "_SPELLINGS", tuple(spy(change.__name__) for change in augment._SPELLINGS))
-    monkeypatch.setattr(augment, "framed", spy("framed"))
-    monkeypatch.setattr(augment, "in_small_talk", spy("in_small_talk"))
-    monkeypatch.setattr(augment, "truncated", spy("truncated"))
+    for kind in ("_OF_PROMPTS", "_OF_RESPONSES"):
+        monkeypatch.setattr(augment, kind, tuple(spy(change.__name__) for change in getattr(augment, kind)))
     for row in range(200):
         augmented(example, 1.0, seed=0, epoch=0, row=row)
     spellings = {"capitals", "typos", "homoglyphs", "spacing", "leet", "zero_width"}
