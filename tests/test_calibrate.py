@@ -79,6 +79,33 @@ def test_no_threshold_has_a_better_f1(pairs: list[tuple[int, bool]]) -> None:
     assert metrics["f1"] == pytest.approx(metrics["best_f1"])
 
 
+@given(tied_rows, st.integers(1, 5))
+def test_a_row_counts_for_best_f1_by_its_weight_and_for_a_bound_as_one(
+    pairs: list[tuple[int, bool]], times: int
+) -> None:
+    found, labels = arrays(pairs)
+    weights = np.where(labels, 1, times).astype(float)
+    repeated = [np.repeat(part, weights.astype(int)) for part in (found, labels)]
+    assert threshold(BEST_F1, found, labels, weights) == threshold(BEST_F1, *repeated)
+    for bound in (Policy(rule="target_fpr", value=0.1), Policy(rule="target_recall", value=0.9)):
+        assert threshold(bound, found, labels, weights) == threshold(bound, found, labels)
+
+
+def test_the_rarer_harm_is_the_higher_is_the_threshold_of_best_f1_on_that_target_alone() -> None:
+    logits, labels = drawn(1000, temperature=1.0, bias=0.0, seed=0)
+    targets: list[Target] = ["prompt", "response"] * 500
+    own, tenth, hundredth = (
+        fit(logits, labels, targets, [], BEST_F1, shares) for shares in (None, {"prompt": 0.1}, {"prompt": 0.01})
+    )
+    prompts, responses = (
+        [of.of(target).harmful.thresholds[BALANCED] for of in (own, tenth, hundredth)] for target in TARGETS
+    )
+    assert prompts == sorted(prompts)
+    assert len(set(prompts)) == 3
+    assert len(set(responses)) == 1
+    assert (tenth.prompt.harmful_share, tenth.response.harmful_share) == (0.1, None)
+
+
 def test_a_threshold_lies_halfway_so_that_rounding_flips_no_row() -> None:
     found, labels = np.array([0.1, 0.3, 0.7, 0.9]), np.array([False, False, True, True])
     for policy in (BEST_F1, Policy(rule="target_recall", value=1), Policy(rule="target_recall", value=0.6)):

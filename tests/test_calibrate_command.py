@@ -93,6 +93,23 @@ def test_the_new_guard_has_the_same_weights_and_keeps_the_rate_on_each_target(
         assert rate(pairs, False) <= 0.02
 
 
+def test_a_share_of_harmful_texts_raises_the_thresholds_of_its_target(folder: Path, data: Path, tmp_path: Path) -> None:
+    plain, rare = tmp_path / "plain", tmp_path / "rare"
+    assert run("--guard", folder, "--data", data, "--out", plain).exit_code == 0
+    words = ["--guard", folder, "--data", data, "--out", rare, "--harmful-share"]
+    assert run(*words, "prompt=0.05").exit_code == 0
+    before, after = (artifact.read_spec(out).calibration for out in (plain, rare))
+    assert after.prompt.harmful_share == 0.05
+    assert after.prompt.harmful.thresholds["balanced"] > before.prompt.harmful.thresholds["balanced"]
+    assert after.response == before.response
+    assert after.policies == before.policies
+    said = "Best F1 of a prompt is that on text of which 0.05 is harmful"
+    assert [said in (out / "README.md").read_text("utf-8") for out in (plain, rare)] == [False, True]
+    for wrong in ("answer=0.1", "prompt", "prompt=1", "response=nan", "=0.1"):
+        assert f"--harmful-share '{wrong}'; allowed: prompt or response" in refusal(*words, wrong)
+    assert "changes the best F1" in refusal(*words, "prompt=0.1", "--target-fpr", "0.1")
+
+
 def test_guard_and_card_say_on_which_rows_the_calibration_stands(folder: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("--guard", folder, "--data", data, "--out", out)

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,28 @@ def default_rule(target_fpr: float | None, target_recall: float | None, best_f1:
     if target_recall is not None:
         return Policy(rule="target_recall", value=target_recall)
     return Policy(rule="best_f1")
+
+
+def shares(words: Sequence[str], rule: Policy) -> dict[Target, float]:
+    """The share of harmful texts of each target that is named, as in ``prompt=0.2``.
+
+    Raises:
+        ConfigError: another target, no share between 0 and 1, or a rule that no share changes.
+    """
+    if words and rule.rule != "best_f1":
+        raise ConfigError("--harmful-share changes the best F1; allowed: without --target-fpr and --target-recall")
+    found: dict[Target, float] = {}
+    for word in words:
+        name, _, share = word.partition("=")
+        target = next((target for target in TARGETS if target == name.strip()), None)
+        try:
+            value = float(share)
+        except ValueError:
+            value = 0.0
+        if target is None or not 0 < value < 1:
+            raise ConfigError(f"--harmful-share {word!r}; allowed: prompt or response, =, and a share between 0 and 1")
+        found[target] = value
+    return found
 
 
 def token_rows(configs: Sequence[Path], overrides: Sequence[str]) -> list[TrainConfig]:
@@ -85,6 +107,7 @@ def calibrate(
     paths: Sequence[Path],
     out: Path,
     balanced: Policy,
+    harmful_shares: Mapping[Target, float] | None = None,
     learn_from: Sequence[TrainConfig] = (),
 ) -> dict[str, Any]:
     """Fit a guard's calibration on labelled rows and write the guard with it; adapter and heads stay as they are.
@@ -95,6 +118,7 @@ def calibrate(
         paths: files of labelled rows that the guard was not trained on; rows without any label are left out.
         out: the folder of the new guard, may be ``folder``.
         balanced: how the default policy chooses its thresholds.
+        harmful_shares: of a target's texts where the guard will run; best F1 is then that of such texts.
         learn_from: name the rows of a new token head; without any the guard keeps the one it has, or none.
 
     Returns:
@@ -130,7 +154,7 @@ def calibrate(
         head = guard.token_head.to_bytes()
     logits = _with_tokens(guard, rows, examples)
     labels = np.array([row.labels(guard.taxonomy) for row in examples])
-    fitted = fit(logits, labels, targets, guard.taxonomy.categories, balanced)
+    fitted = fit(logits, labels, targets, guard.taxonomy.categories, balanced, harmful_shares)
     held_out = held_out_scores(logits, labels, targets, [fold(row.prompt) for row in examples], fitted)
     found = {"before": before, "held_out": held_out}
     error = _ece(found, labels, 0, np.ones(len(examples), dtype=bool))

@@ -145,6 +145,9 @@ def calibrate(
     target_fpr: Annotated[float | None, typer.Option(min=0, max=1, help="Balanced: the highest FPR.")] = None,
     target_recall: Annotated[float | None, typer.Option(min=0, max=1, help="Balanced: the least recall.")] = None,
     best_f1: Annotated[bool, typer.Option("--best-f1", help="Balanced: the best F1, as when none is given.")] = False,
+    harmful_share: Annotated[
+        list[str] | None, typer.Option(help="prompt=0.2: best F1 where 0.2 of prompts are harmful; or response=….")
+    ] = None,
     learn_tokens: Annotated[
         list[Path] | None,
         typer.Option(help="Training config, once or more: learn a token head from its sources' texts."),
@@ -155,14 +158,15 @@ def calibrate(
     """Fit a guard's scores and thresholds to labelled rows, on the engine that will run it; adapter and heads stay."""
     from lora_guard.artifact import check_out
     from lora_guard.calibrate_command import calibrate as run
-    from lora_guard.calibrate_command import default_rule, folder_for, form_of, show, token_rows
+    from lora_guard.calibrate_command import default_rule, folder_for, form_of, shares, show, token_rows
 
     rule = default_rule(target_fpr, target_recall, best_f1)
+    traffic = shares(harmful_share or [], rule)
     sources = token_rows(learn_tokens or [], set_ or [])
     check_out(out, form_of(engine))
     folder = folder_for(guard, engine, base, allow_other_base=allow_other_base)
     loaded = _load(str(folder), base, allow_other_base, engine, bulk=True)
-    show(run(loaded, folder, [*data, *(more or [])], out, rule, sources), as_json=json_)
+    show(run(loaded, folder, [*data, *(more or [])], out, rule, traffic, sources), as_json=json_)
 
 
 @_command
@@ -372,14 +376,8 @@ def _load(
     from lora_guard.guard import Guard, engine_name
 
     chosen = engine_name(engine)
-    return Guard.load(
-        guard,
-        base=base,
-        allow_other_base=allow_other_base,
-        engine=chosen,
-        policy=policy,
-        bulk=bulk and chosen == "torch",
-    )
+    bulk = bulk and chosen == "torch"
+    return Guard.load(guard, base=base, allow_other_base=allow_other_base, engine=chosen, policy=policy, bulk=bulk)
 
 
 @app.callback(invoke_without_command=True)

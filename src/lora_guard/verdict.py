@@ -126,6 +126,8 @@ class TargetCalibration(_Saved):
 
     harmful: Calibrator
     categories: dict[str, Calibrator]
+    harmful_share: float | None = Field(default=None, gt=0, lt=1)
+    """The share of harmful texts that thresholds of best F1 are chosen for; None is that of the calibration rows."""
 
     @property
     def heads(self) -> list[Calibrator]:

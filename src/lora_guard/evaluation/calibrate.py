@@ -26,7 +26,12 @@ _SPREAD = np.array([1.0, 3.0])
 
 
 def fit(
-    logits: Floats, labels: Floats, targets: Sequence[Target], categories: Sequence[str], balanced: Policy
+    logits: Floats,
+    labels: Floats,
+    targets: Sequence[Target],
+    categories: Sequence[str],
+    balanced: Policy,
+    harmful_shares: Mapping[Target, float] | None = None,
 ) -> Calibration:
     """Fit every head on every target.
 
@@ -45,20 +50,30 @@ def fit(
         categories: K names.
         balanced: how the default policy chooses; ``strict`` and ``permissive`` keep a recall of 0.95 and a false
             positive rate of 0.02.
+        harmful_shares: of a target's texts where the guard will run, in (0, 1). Labelled rows are harmful far more
+            often than chats; thresholds of best F1 are then those of rows whose unharmful ones weigh as much as makes
+            up the share. Targets that are not named keep the share of their rows.
     """
+    shares = harmful_shares or {}
     policies = {STRICT: _STRICT, BALANCED: balanced, PERMISSIVE: _PERMISSIVE}
     own = {target: np.array([row == target for row in targets], dtype=bool) for target in TARGETS}
 
     def part(target: Target) -> TargetCalibration:
+        weights = _weights(labels[:, 0], own[target], shares.get(target))
         heads = [
-            _fit_head(logits[:, i], labels[:, i], own[target], target, policies) for i in range(1 + len(categories))
+            _fit_head(logits[:, i], labels[:, i], own[target], target, policies, weights)
+            for i in range(1 + len(categories))
         ]
-        return TargetCalibration(harmful=heads[0], categories=dict(zip(categories, heads[1:], strict=True)))
+        return TargetCalibration(
+            harmful=heads[0],
+            categories=dict(zip(categories, heads[1:], strict=True)),
+            harmful_share=shares.get(target),
+        )
 
     return Calibration(default_policy=BALANCED, policies=policies, prompt=part("prompt"), response=part("response"))
 
 
-def threshold(policy: Policy, scores: Floats, labels: Bools) -> float | None:
+def threshold(policy: Policy, scores: Floats, labels: Bools, weights: Floats | None = None) -> float | None:
     """The threshold of a policy on rows, halfway between the lowest flagged score and the highest other one.
 
     Best F1 and recall take the highest threshold that will do, a false positive rate the lowest.
@@ -67,14 +82,16 @@ def threshold(policy: Policy, scores: Floats, labels: Bools) -> float | None:
         policy: how to choose.
         scores: ``[rows]`` in [0, 1).
         labels: ``[rows]``, true is harmful.
+        weights: ``[rows]``, how much each counts for best F1, alike when None; a bound holds on the rows as they are.
 
     Returns:
         None where the rows lack the class that the policy needs: harmful ones for recall, unharmful ones for a false
         positive rate, both for best F1.
     """
     levels, level = np.unique(scores, return_inverse=True)
+    each = np.ones(len(labels)) if weights is None or policy.rule != "best_f1" else weights
     # Cut i flags the rows of levels i and above; the last cut flags none.
-    counts = [np.bincount(level[rows], minlength=len(levels)) for rows in (labels, ~labels)]
+    counts = [np.bincount(level[rows], each[rows], minlength=len(levels)) for rows in (labels, ~labels)]
     true, false = (np.append(count[::-1].cumsum()[::-1], 0) for count in counts)
     positives, negatives = true[0], false[0]
     if policy.rule == "best_f1" and positives and negatives:
@@ -135,8 +152,18 @@ def held_out_scores(
     return found
 
 
-def _fit_head(logits: Floats, labels: Floats, own: Bools, target: Target, policies: Mapping[str, Policy]) -> Calibrator:
-    """The calibrator of one head on one target; ``logits``, ``labels`` and ``own`` are ``[rows]`` of both targets."""
+def _weights(harmful: Floats, own: Bools, share: float | None) -> Floats:
+    """Of each row, ``[rows]``: 1, and of unharmful ones what gives the target's own harmful rows the share."""
+    positives, negatives = (int((own & (harmful == label)).sum()) for label in (1, 0))
+    if share is None or not positives or not negatives:
+        return np.ones(len(harmful))
+    return np.where(harmful == 0, positives / negatives * (1 - share) / share, 1.0)
+
+
+def _fit_head(
+    logits: Floats, labels: Floats, own: Bools, target: Target, policies: Mapping[str, Policy], weights: Floats
+) -> Calibrator:
+    """The calibrator of one head on one target; the arrays are ``[rows]`` of both targets."""
     known, positive = ~np.isnan(labels), labels == 1
     alone = _rarer(positive[known & own]) >= _FEWEST
     rows = known & own if alone else known
@@ -155,7 +182,7 @@ def _fit_head(logits: Floats, labels: Floats, own: Bools, target: Target, polici
         positives=int(positive[rows].sum()),
     )
     found = np.array([head.score(float(logit)) for logit in logits])  # as verdicts have them, to the bit
-    parts = [(found[part], positive[part]) for part in ([rows] if alone else [rows, known & own])]
+    parts = [(found[part], positive[part], weights[part]) for part in ([rows] if alone else [rows, known & own])]
     thresholds = {name: _bounded(policy, parts) for name, policy in policies.items()}
     thresholds[STRICT] = min(thresholds[STRICT], thresholds[BALANCED])
     thresholds[PERMISSIVE] = max(thresholds[PERMISSIVE], thresholds[BALANCED])
@@ -167,7 +194,7 @@ def _rarer(positive: Bools) -> int:
     return int(min(positive.sum(), (~positive).sum()))
 
 
-def _bounded(policy: Policy, parts: Sequence[tuple[Floats, Bools]]) -> float:
+def _bounded(policy: Policy, parts: Sequence[tuple[Floats, Bools, Floats]]) -> float:
     """A threshold that keeps the policy's bound on every part that has the class; best F1 is that of the first part."""
     found = [chosen for part in parts if (chosen := threshold(policy, *part)) is not None]
     if not found:

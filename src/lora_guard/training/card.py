@@ -109,6 +109,9 @@ A text is flagged from its policy's threshold on; those of harmfulness:
 {%- for target in ["prompt", "response"] %} {{ "%.3f" | format(calibration.of(target).harmful.thresholds[name]) }} |{% endfor %}
 {%- endfor %}
 
+{% for target in ["prompt", "response"] if calibration.of(target).harmful_share -%}
+Best F1 of a {{ target }} is that on text of which {{ calibration.of(target).harmful_share }} is harmful, whatever the share of those rows.
+{% endfor -%}
 A recall or a rate is kept on those rows; on yours it may be another. `guard.json` has {{ "those of the categories, and " if calibration.categories }}on how many rows each stands.
 """
 
