@@ -57,6 +57,7 @@ does not change the one it stands beside.
 {% else %}
 Not stated.
 {% endif %}
+{%- if spec.metrics %}
 ## Metrics of the training
 
 Harmfulness after epoch {{ spec.metrics.epoch }}, at threshold 0.5, before calibration.
@@ -66,12 +67,13 @@ Harmfulness after epoch {{ spec.metrics.epoch }}, at threshold 0.5, before calib
 {%- for name, metrics in spec.metrics.sets.items() %}
 | {{ name }} |{% for key in ["auprc", "auroc", "precision", "recall", "f1", "fpr", "accuracy"] %} {{ figure(metrics.get(key)) }} |{% endfor %}
 {%- endfor %}
-
+{% endif %}
 {{ calibration }}
 ## Evaluation
 
 Not evaluated: `lora-guard eval --card` puts its figures here.
 
+{% if spec.provenance.config is defined -%}
 ## How it was made
 
     lora-guard train RUN --config config.yaml --set data_root=DATA
@@ -81,7 +83,12 @@ transformers {{ spec.provenance.transformers }}, peft {{ spec.provenance.peft }}
 {%- if spec.provenance.start_from is defined %}
 `start_from` there was the guard {{ spec.provenance.start_from.name }} whose files have the sha256 under `provenance.start_from`; a newer one may have taken its name since.
 {%- endif %}
+{%- if spec.provenance.average_of is defined %}
+Its adapter and heads are the mean of those of {{ spec.provenance.average_of | length }} guards, the first of which was made so (`examples/average_guards.py`); the sha256 of
+their files are under `provenance.average_of`.
+{%- endif %}
 
+{% endif -%}
 ## Limits
 
 A score is an estimate, not a ruling: it is wrong on some text, more often on text unlike the training data, and it says
