@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lora_guard import artifact
-from lora_guard.artifact import Artifact
+from lora_guard.artifact import Artifact, DataReference, GuardSpec
 from lora_guard.errors import LoraGuardError
 from lora_guard.guard import find
 from lora_guard.training.card import model_card
@@ -46,11 +46,10 @@ def average(guards: Sequence[Artifact], out: Path) -> None:
         for field in ("adapter", "taxonomy", "invocation", "max_length", "heads"):
             if getattr(other.spec, field) != getattr(first.spec, field):
                 raise SystemExit(f"error: {other.folder} has another {field} than {first.folder}")
-    rows = {part.name: part for guard in guards for part in sorted(guard.spec.data, key=lambda part: part.rows)}
     parts = [{"name": guard.spec.name, "files": guard.spec.files} for guard in guards]
     spec = first.spec.model_copy(
         update={
-            "data": list(rows.values()),
+            "data": sources([guard.spec for guard in guards]),
             "token_head": False,
             "metrics": {},
             "provenance": first.spec.provenance | {"average_of": parts},
@@ -67,6 +66,17 @@ def average(guards: Sequence[Artifact], out: Path) -> None:
         card=model_card(spec),
         licence=licence.read_text("utf-8") if licence.is_file() else None,
     )
+
+
+def sources(specs: Sequence[GuardSpec]) -> list[DataReference]:
+    """What any of the guards was trained on; a start that is among them speaks for itself."""
+    starts = [spec.provenance["start_from"]["files"] for spec in specs if "start_from" in spec.provenance]
+    named_twice = tuple(f" ({spec.name}, the start)" for spec in specs if spec.files in starts)
+    found: dict[str, DataReference] = {}
+    for part in (part for spec in specs for part in spec.data if not part.name.endswith(named_twice)):
+        if part.name not in found or found[part.name].rows < part.rows:
+            found[part.name] = part
+    return list(found.values())
 
 
 def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from guards import tiny_guard_folder
 
 from lora_guard import Conversation, Guard, artifact
+from lora_guard.artifact import DataReference
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "average_guards.py"
 
@@ -40,6 +42,25 @@ def test_the_weights_are_the_mean_and_the_guard_judges(guards: list[Path], tmp_p
     assert [part["files"] for part in mean.spec.provenance["average_of"]] == [one.spec.files, two.spec.files]
     assert "## Metrics of the training" not in (out / artifact.CARD_FILE).read_text("utf-8")
     assert Guard.load(out).moderate(Conversation.of("Hello")).target == "prompt"
+
+
+def test_each_source_stands_there_once_with_the_most_rows(guards: list[Path], tmp_path: Path) -> None:
+    def write(name: str, rows: dict[str, int], provenance: dict[str, Any] | None = None) -> Path:
+        spec = artifact.read_spec(guards[0])
+        data = [DataReference(name=source, rows=count, licence=None) for source, count in rows.items()]
+        spec = spec.model_copy(update={"name": name, "data": data, "provenance": provenance or {}})
+        artifact.rewrite(guards[0], tmp_path / name, spec, card="# A guard\n")
+        return tmp_path / name
+
+    start = write("first", {"mine": 9, "yours": 5})
+    of_start = {"start_from": {"files": artifact.read_spec(start).files}}
+    once = write("once", {"new": 2, "mine": 3, "mine (first, the start)": 9, "yours (first, the start)": 5}, of_start)
+    twice = write("twice", {"new": 4, "mine (first, the start)": 9}, of_start)
+    assert make(once, twice, start, "--out", tmp_path / "all").returncode == 0
+    found = {part.name: part.rows for part in artifact.read_spec(tmp_path / "all").data}
+    assert list(found.items()) == [("new", 4), ("mine", 9), ("yours", 5)]
+    assert make(once, twice, "--out", tmp_path / "some").returncode == 0
+    assert "mine (first, the start)" in {part.name for part in artifact.read_spec(tmp_path / "some").data}
 
 
 def test_a_guard_that_counts_alone_stays_as_it_is(guards: list[Path], tmp_path: Path) -> None:
