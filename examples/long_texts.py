@@ -2,8 +2,8 @@
 
     python examples/long_texts.py DATA/train --keep-out DATA/train/validation.jsonl DATA/eval/*.jsonl
 
-Of the prompts of public sets nearly all long ones are harmful, since the harmless are short questions: a guard that is
-trained on them takes length for harm (docs/lab-log.md). In ``long_texts.jsonl`` both labels have their share of each
+Of the prompts of public sets most of the long ones are harmful, since the harmless are short questions: a guard that is
+trained on them may take length for harm (docs/lab-log.md). In ``long_texts.jsonl`` both labels have their share of each
 length. A harmful response is harmful as a text of its own; a harmful prompt stays so in whatever surrounds it. A tenth
 goes to ``long_validation.jsonl``, which no training sees: what a guard makes of long texts is chosen by it. A text that
 has thirteen words in a row with one to keep out is left out.
