@@ -62,6 +62,8 @@ def make(train: Path, keep_out: Sequence[Path], chance: random.Random) -> None:
     for label in (True, False):
         made += responses([row for row in answers if row["unsafe"] is label], chance)
         free = [row for row in asked[label] if kept_out.isdisjoint(runs(row["prompt"]))]
+        if len(free) < EMBEDDED:
+            raise ValueError(f"{', '.join(PROMPTS[label])}: {len(free)} prompts of that label; needed: {EMBEDDED}")
         passages = [row["response"] for row in answers if not row["unsafe"] and len(row["response"]) > 256]
         made += [embedded(row, label, chance.choice(passages), chance) for row in chance.sample(free, EMBEDDED)]
     chance.shuffle(made)
@@ -111,7 +113,13 @@ def texts(row: Row) -> list[str]:
 
 
 def read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: {error.msg}; allowed: a JSON object a line") from error
+    return rows
 
 
 if __name__ == "__main__":

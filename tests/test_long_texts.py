@@ -96,7 +96,19 @@ def test_a_text_with_a_passage_to_keep_out_is_left_out(train: Path) -> None:
 
 
 def test_what_is_missing_is_one_line(train: Path) -> None:
+    whole = (train / "aegis.jsonl").read_text("utf-8")
+
+    def refusal() -> str:
+        refused = make(train)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert not (train / "long_texts.jsonl").exists()
+        return refused.stderr
+
+    (train / "aegis.jsonl").write_text("{}\n{broken\n", "utf-8")
+    assert "aegis.jsonl, line 2: " in refusal()
     (train / "aegis.jsonl").unlink()
-    refused = make(train)
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "aegis.jsonl" in refused.stderr
+    assert "aegis.jsonl" in refusal()
+    (train / "aegis.jsonl").write_text(whole, "utf-8")
+    for name in ("harmful_prompts", "beavertails_unsafe_prompts", "toxic_text"):
+        (train / f"{name}.jsonl").write_text("", "utf-8")
+    assert "0 prompts of that label; needed: 300" in refusal()
