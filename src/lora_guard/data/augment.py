@@ -75,7 +75,7 @@ _Change = Callable[[str, random.Random], str]
 
 _SPELLINGS: tuple[_Change, ...] = (capitals, typos, homoglyphs, spacing, leet, zero_width)
 _OF_RESPONSES = (*_SPELLINGS, truncated)
-# Leet and small talk have more than one share: with one each, they hid short posts best (docs/lab-log.md).
+# Leet and small talk have more than one share: of these changes they hide a short post best (docs/lab-log.md).
 _OF_PROMPTS = (*_SPELLINGS, leet, framed, in_small_talk, in_small_talk, in_small_talk)
 
 _FRAMES = (
