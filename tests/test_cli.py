@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from lora_guard import ChatEnd, Check, Conversation, Guard, Verdict
 from lora_guard.cli import app
-from lora_guard.terminal import printable
+from lora_guard.terminal import printable, verdict_table
 
 COMMANDS = ["train", "eval", "calibrate", "moderate", "bulk", "chat", "serve", "export", "bench", "doctor"]
 
@@ -103,6 +103,12 @@ def test_a_verdict_for_people_is_a_table_with_the_text_as_it_is(folder: Path) ->
     result = run("moderate", "--guard", str(folder), "--prompt", "[b]x[/b] :smile:")
     assert "[b]x[/b]" in result.stdout
     assert ":smile:" in result.stdout
+
+
+def test_a_table_names_the_threshold_of_each_target_that_it_shows() -> None:
+    prompt, response = Verdict(True, 0.7, 0.6, "prompt", {}), Verdict(True, 0.5, 0.4, "response", {})
+    assert verdict_table([("a", prompt), ("b", response)]).caption == "flagged from: prompt 0.600, response 0.400"
+    assert verdict_table([("a", prompt), ("b", prompt)]).caption == "flagged from 0.600 on"
 
 
 def test_rows_go_from_file_to_file_and_from_stdin_to_stdout(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ _SHOWN = 3
 
 def verdict_table(rows: Sequence[tuple[str, Verdict]]) -> Table:
     """A table of labelled verdicts of one guard: flag, score and flagged categories; fits 80 columns."""
-    caption = f"flagged from {rows[0][1].threshold:.3f} on" if rows else None
     table = Table(
         Column("text", no_wrap=True, max_width=24),
         "target",
@@ -28,7 +27,7 @@ def verdict_table(rows: Sequence[tuple[str, Verdict]]) -> Table:
         "score",
         Column("categories", overflow="fold"),
         box=SIMPLE,
-        caption=caption,
+        caption=_thresholds([verdict for _, verdict in rows]),
     )
     for label, verdict in rows:
         windows = f"\n{verdict.windows} windows" if verdict.windows > 1 else ""
@@ -37,6 +36,14 @@ def verdict_table(rows: Sequence[tuple[str, Verdict]]) -> Table:
             escape(printable(label)), verdict.target, _flag(verdict), score, escape("\n".join(_categories(verdict)))
         )
     return table
+
+
+def _thresholds(verdicts: Sequence[Verdict]) -> str | None:
+    """From which score on a text is flagged, a target each where that differs; None without verdicts."""
+    found = {verdict.target: f"{verdict.threshold:.3f}" for verdict in verdicts}
+    if len(set(found.values())) > 1:
+        return "flagged from: " + ", ".join(f"{target} {threshold}" for target, threshold in found.items())
+    return next((f"flagged from {threshold} on" for threshold in found.values()), None)
 
 
 def printable(text: str) -> str:
