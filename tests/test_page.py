@@ -123,6 +123,18 @@ def test_elements_close_in_order_and_the_contents_lead_somewhere(page: str) -> N
     assert {"#summary", "#set-1", "#set-2", "#reading", "#provenance"} <= links
 
 
+def test_a_page_without_others_names_none() -> None:
+    alone = page_of([scored()], controls=[], published=[])
+    assert not re.search(r"Beside others|and the controls|that others published\.", alone)
+    assert "policies." in alone
+
+
+def test_what_was_not_recorded_is_left_out_of_the_provenance() -> None:
+    results = results_of([scored()])
+    results["provenance"]["rows_per_second"] = {"mine": None}
+    assert "rows_per_second" not in to_html(results, [scored()], text=True)
+
+
 def test_the_page_has_no_script_and_fetches_nothing(page: str) -> None:
     structure = Structure(page)
     assert {"script", "link", "iframe", "img"}.isdisjoint(tag for tag, _ in structure.tags)

@@ -100,9 +100,9 @@ def calibration(scores: Floats, uncalibrated: Floats, labels: Bools, thresholds:
         for value, name, colour in ((False, "unharmful", _UNHARMFUL), (True, "harmful", _HARMFUL)):
             histogram.hist(scores[labels == value], bins, color=colour, alpha=0.6, label=name)
         for threshold in thresholds:
-            histogram.axvline(threshold, color=_INK, linewidth=1, linestyle="--")
+            histogram.axvline(threshold, ymax=0.88, color=_INK, linewidth=1, linestyle="--")
         histogram.set(xlabel="score (dashed: thresholds)", ylabel="rows", xlim=(0, 1), title="Scores")
-        histogram.set_ylim(top=1.15 * histogram.get_ylim()[1])  # room for the legend
+        histogram.set_ylim(top=1.15 * histogram.get_ylim()[1])  # room for the legend, above the lines
         histogram.legend(loc="upper right", ncols=2)
         return _svg(figure, prefix)
 

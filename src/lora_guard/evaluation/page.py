@@ -79,6 +79,7 @@ def _figures(
 ) -> list[dict[str, str]]:
     """The figures that the set's labels allow."""
     known = ~np.isnan(scored.labels[:, 0])
+    published = any(figure["metric"] == "f1" for figure in entry["published"])
     labels, scores = scored.labels[known, 0] == 1, scored.scores[known, 0]
     drawn: list[dict[str, str]] = []
 
@@ -88,8 +89,8 @@ def _figures(
     if labels.any() and not labels.all():
         add(
             "Precision over recall, and ROC",
-            "Marks are the guard's policies and the controls at their own thresholds; grey lines, the same in "
-            "both planes, hold the points of equal F1 that others published.",
+            f"Marks are the guard's policies{' and the controls at their own thresholds' * bool(entry['controls'])}."
+            + " Grey lines, the same in both planes, hold the points of equal F1 that others published." * published,
             lambda ids: figures.curves(scores, labels, entry, ids),
         )
     if known.any():
@@ -107,8 +108,7 @@ def _figures(
             lambda ids: figures.category_bars(categories, ids),
         )
     size = provenance["parameters"]
-    beside = entry["controls"] or any(figure["metric"] == "f1" for figure in entry["published"])
-    if size is not None and beside and labels.any():
+    if size is not None and (entry["controls"] or published) and labels.any():
         add(
             "Accuracy against memory",
             "Filled: measured here, with 95 % intervals. Hollow: published by others.",
