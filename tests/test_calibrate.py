@@ -67,28 +67,43 @@ def test_a_threshold_by_recall_holds_and_a_higher_one_would_not(pairs: list[tupl
         assert (np.isin(found, above) & labels).sum() / labels.sum() < rate
 
 
-@given(tied_rows)
-def test_no_threshold_has_a_better_f1(pairs: list[tuple[int, bool]]) -> None:
+@given(tied_rows, st.sampled_from([0.5, 1.0, 3.0]))
+def test_no_threshold_has_a_better_f1_by_what_the_scores_let_expect(
+    pairs: list[tuple[int, bool]], weight: float
+) -> None:
     found, labels = arrays(pairs)
-    chosen = threshold(BEST_F1, found, labels)
+    weights = np.where(found > 0.3, weight, 1.0)
+    chosen = threshold(BEST_F1, found, labels, weights)
     if labels.all() or not labels.any():
         assert chosen is None
         return
     assert chosen is not None
-    metrics = point_metrics(found, labels, chosen)
-    assert metrics["f1"] == pytest.approx(metrics["best_f1"])
+
+    def expected(cut: float) -> float:
+        flagged = found >= cut
+        false = (weights * (1 - found))[flagged].sum()
+        return float(2 * found[flagged].sum() / max(found[flagged].sum() + false + found.sum(), 1e-300))
+
+    assert expected(chosen) == pytest.approx(max(expected(cut) for cut in [*found, 1.0]))
 
 
-@given(tied_rows, st.integers(1, 5))
-def test_a_row_counts_for_best_f1_by_its_weight_and_for_a_bound_as_one(
-    pairs: list[tuple[int, bool]], times: int
-) -> None:
+def test_the_best_f1_of_few_rows_is_nearly_that_of_many() -> None:
+    few = [fit_of(300, seed).response.harmful.thresholds[BALANCED] for seed in range(30)]
+    many = fit_of(30_000, 0).response.harmful.thresholds[BALANCED]
+    assert np.std(few) < 0.02
+    assert np.mean(few) == pytest.approx(many, abs=0.01)
+
+
+def fit_of(rows: int, seed: int) -> Calibration:
+    logits, labels = drawn(rows, temperature=1.5, bias=0.5, seed=seed)
+    return fit(logits, labels, ["response"] * rows, [], BEST_F1)
+
+
+@given(tied_rows, st.floats(0.1, 10))
+def test_a_bound_holds_on_the_rows_as_they_are(pairs: list[tuple[int, bool]], weight: float) -> None:
     found, labels = arrays(pairs)
-    weights = np.where(labels, 1, times).astype(float)
-    repeated = [np.repeat(part, weights.astype(int)) for part in (found, labels)]
-    assert threshold(BEST_F1, found, labels, weights) == threshold(BEST_F1, *repeated)
     for bound in (Policy(rule="target_fpr", value=0.1), Policy(rule="target_recall", value=0.9)):
-        assert threshold(bound, found, labels, weights) == threshold(bound, found, labels)
+        assert threshold(bound, found, labels, np.full(len(found), weight)) == threshold(bound, found, labels)
 
 
 def test_the_rarer_harm_is_the_higher_is_the_threshold_of_best_f1_on_that_target_alone() -> None:
@@ -112,7 +127,7 @@ def test_a_threshold_lies_halfway_so_that_rounding_flips_no_row() -> None:
         assert threshold(policy, found, labels) == pytest.approx(0.5)
     assert threshold(Policy(rule="target_fpr", value=0), found, labels) == pytest.approx(0.5)
     near = np.array([0.5, np.nextafter(0.5, 1)])
-    chosen = threshold(BEST_F1, near, np.array([False, True]))
+    chosen = threshold(Policy(rule="target_recall", value=1), near, np.array([False, True]))
     assert chosen is not None
     assert (near >= chosen).tolist() == [False, True]
 

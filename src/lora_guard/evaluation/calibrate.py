@@ -59,9 +59,11 @@ def fit(
     own = {target: np.array([row == target for row in targets], dtype=bool) for target in TARGETS}
 
     def part(target: Target) -> TargetCalibration:
-        weights = _weights(labels[:, 0], own[target], shares.get(target))
+        weight = _unharmful_weight(labels[:, 0], own[target], shares.get(target))
+        # What is not harmful is unharmful; what is not of a category may be harmful, and counts as one row then.
+        weights = [np.full(len(labels), weight), np.where(labels[:, 0] == 0, weight, 1.0)]
         heads = [
-            _fit_head(logits[:, i], labels[:, i], own[target], target, policies, weights)
+            _fit_head(logits[:, i], labels[:, i], own[target], target, policies, weights[i > 0])
             for i in range(1 + len(categories))
         ]
         return TargetCalibration(
@@ -76,26 +78,31 @@ def fit(
 def threshold(policy: Policy, scores: Floats, labels: Bools, weights: Floats | None = None) -> float | None:
     """The threshold of a policy on rows, halfway between the lowest flagged score and the highest other one.
 
-    Best F1 and recall take the highest threshold that will do, a false positive rate the lowest.
+    Best F1 and recall take the highest threshold that will do, a false positive rate the lowest. Bounds hold on the
+    labels; best F1 is what the scores, as probabilities, let expect (Lipton et al., arXiv 1402.1892): over labels it is
+    so flat that their chances decide where its top is.
 
     Args:
         policy: how to choose.
-        scores: ``[rows]`` in [0, 1).
+        scores: ``[rows]`` in [0, 1), calibrated on the labels.
         labels: ``[rows]``, true is harmful.
-        weights: ``[rows]``, how much each counts for best F1, alike when None; a bound holds on the rows as they are.
+        weights: ``[rows]``, how much each counts for best F1 where it is unharmful; 1 when None, as harmful ones do.
 
     Returns:
         None where the rows lack the class that the policy needs: harmful ones for recall, unharmful ones for a false
         positive rate, both for best F1.
     """
+    if policy.rule == "best_f1" and (labels.all() or not labels.any()):
+        return None
+    of_f1 = policy.rule == "best_f1"
+    masses = (scores, (1 - scores) * (1 if weights is None else weights)) if of_f1 else (labels, ~labels)
     levels, level = np.unique(scores, return_inverse=True)
-    each = np.ones(len(labels)) if weights is None or policy.rule != "best_f1" else weights
     # Cut i flags the rows of levels i and above; the last cut flags none.
-    counts = [np.bincount(level[rows], each[rows], minlength=len(levels)) for rows in (labels, ~labels)]
-    true, false = (np.append(count[::-1].cumsum()[::-1], 0) for count in counts)
+    sums = [np.bincount(level, mass, minlength=len(levels)) for mass in masses]
+    true, false = (np.append(each[::-1].cumsum()[::-1], 0) for each in sums)
     positives, negatives = true[0], false[0]
-    if policy.rule == "best_f1" and positives and negatives:
-        f1 = 2 * true / (true + false + positives)
+    if of_f1:
+        f1 = 2 * true / np.maximum(true + false + positives, np.finfo(float).tiny)
         cut = np.flatnonzero(f1 == f1.max())[-1]
     elif policy.rule == "target_recall" and positives:
         cut = np.flatnonzero(true / positives >= policy.value)[-1]
@@ -152,12 +159,12 @@ def held_out_scores(
     return found
 
 
-def _weights(harmful: Floats, own: Bools, share: float | None) -> Floats:
-    """Of each row, ``[rows]``: 1, and of unharmful ones what gives the target's own harmful rows the share."""
+def _unharmful_weight(harmful: Floats, own: Bools, share: float | None) -> float:
+    """What an unharmful row of the target must count for, so that its harmful ones make up the share."""
     positives, negatives = (int((own & (harmful == label)).sum()) for label in (1, 0))
     if share is None or not positives or not negatives:
-        return np.ones(len(harmful))
-    return np.where(harmful == 0, positives / negatives * (1 - share) / share, 1.0)
+        return 1.0
+    return positives / negatives * (1 - share) / share
 
 
 def _fit_head(
