@@ -12,7 +12,7 @@ from lora_guard.data import augment, perturbation
 from lora_guard.data.augment import augmented, framed, in_small_talk, truncated, typos
 from lora_guard.data.example import Example
 
-PROMPT = Example("How do I bake bread in a wood oven?", None, True, {"a": True}, "mine")
+PROMPT = Example("How do I bake bread in a wood oven?", None, False, {"a": False}, "mine")
 ANSWER = replace(PROMPT, response="Mix the flour and the water, wait for an hour, and bake it for two.")
 
 
@@ -25,6 +25,20 @@ def test_nothing_changes_at_0_and_nearly_every_row_at_1() -> None:
 def test_the_share_of_changed_rows_is_the_probability() -> None:
     changed = sum(augmented(PROMPT, 0.3, seed=0, epoch=0, row=row) != PROMPT for row in range(1000))
     assert 250 < changed < 350
+
+
+def test_a_harmful_prompt_is_spelt_otherwise_half_as_often_as_a_harmless_one() -> None:
+    harmful = replace(PROMPT, harmful=True)
+    rows = range(1000)
+    kept = [row for row in rows if augmented(harmful, 1.0, seed=0, epoch=0, row=row) == harmful]
+    otherwise = [row for row in rows if PROMPT.prompt not in augmented(PROMPT, 1.0, seed=0, epoch=0, row=row).prompt]
+    assert 0.4 * len(otherwise) < len(kept) < 0.6 * len(otherwise)
+
+
+def test_a_harmful_response_is_changed_as_often_as_a_harmless_one() -> None:
+    for row in range(100):
+        changed = augmented(replace(ANSWER, harmful=True), 1.0, seed=0, epoch=0, row=row)
+        assert replace(changed, harmful=False) == augmented(ANSWER, 1.0, seed=0, epoch=0, row=row)
 
 
 @given(st.integers(), st.integers(0, 9), st.integers(0))

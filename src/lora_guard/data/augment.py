@@ -13,7 +13,9 @@ def augmented(example: Example, probability: float, *, seed: int, epoch: int, ro
     """The example as an epoch of a run sees it: as it is or, with the probability, with its judged text changed.
 
     The text is disguised, misspelt or, where it is a prompt, put in a frame or in small talk; a response may be cut
-    short, but not in its first half, since nobody says where a harmful one becomes so. Labels stay.
+    short, but not in its first half, since nobody says where a harmful one becomes so. Labels stay. Every second
+    disguise or misspelling of a harmful prompt is left out: what cannot be read scores as high as the share of harm
+    among such rows, and a prompt is judged normalised as well, where its disguise is off.
 
     Args:
         example: the row as it was read.
@@ -26,7 +28,10 @@ def augmented(example: Example, probability: float, *, seed: int, epoch: int, ro
     if chance.random() >= probability:
         return example
     if example.response is None:
-        return replace(example, prompt=chance.choice(_OF_PROMPTS)(example.prompt, chance))
+        change = chance.choice(_OF_PROMPTS)
+        if example.harmful and change in _SPELLINGS and chance.random() < 0.5:
+            return example
+        return replace(example, prompt=change(example.prompt, chance))
     return replace(example, response=chance.choice(_OF_RESPONSES)(example.response, chance))
 
 
