@@ -91,6 +91,8 @@ def train_tf_idf(config_file: str, data: str, harmful_shares: list[str]) -> Cont
         if example.harmful is not None
     ]
     held_out, held_out_labels, held_out_targets = labelled(examples.validation)
+    if held_out_labels.all() or not held_out_labels.any():
+        sys.exit("error: the validation rows hold harmful rows alone, or none; needed: both")
     model: Any
     best, model = -1.0, None
     features = n_grams()

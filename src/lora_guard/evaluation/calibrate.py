@@ -92,9 +92,9 @@ def threshold(policy: Policy, scores: Floats, labels: Bools, weights: Floats | N
         None where the rows lack the class that the policy needs: harmful ones for recall, unharmful ones for a false
         positive rate, both for best F1.
     """
-    if policy.rule == "best_f1" and (labels.all() or not labels.any()):
-        return None
     of_f1 = policy.rule == "best_f1"
+    if of_f1 and (labels.all() or not labels.any()):
+        return None
     masses = (scores, (1 - scores) * (1 if weights is None else weights)) if of_f1 else (labels, ~labels)
     levels, level = np.unique(scores, return_inverse=True)
     # Cut i flags the rows of levels i and above; the last cut flags none.
