@@ -1,16 +1,21 @@
 """Scores are kept by what decides them: weights, base and data; never reused for another of these, never with text."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from guards import tiny_guard_folder
 from safetensors.numpy import load_file
 
-from lora_guard import Guard
+from lora_guard import Conversation, Guard
+from lora_guard.evaluation import scores
 from lora_guard.evaluation.scores import score_set
 from lora_guard.evaluation.sets import EvalSet, read_sets
 from lora_guard.taxonomy import Taxonomy
+from lora_guard.verdict import GuardLogits
 
 ROWS = '{"prompt": "secret words", "unsafe": true}\n{"prompt": "b", "response": "c", "unsafe": false}\n'
 
@@ -77,3 +82,29 @@ def test_what_was_not_written_whole_is_scored_anew(folder: Path, tmp_path: Path,
     again, rate = score_set(guard, data, tmp_path / "scores")
     assert rate is not None
     assert np.array_equal(first.logits, again.logits)
+
+
+def test_an_evaluation_killed_within_a_set_scores_no_row_twice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "_ROWS_KEPT_AT_ONCE", 2)
+    guard, last = Guard.load(folder), '{"prompt": "last", "unsafe": true}\n'
+    data = read(tmp_path / "mine.jsonl", ROWS + ROWS + last)
+    whole, _ = score_set(guard, data, tmp_path / "whole")
+    logits, kept_at = guard.logits, tmp_path / "scores"
+
+    def killed_at_the_third_row(rows: Sequence[Conversation], **more: Any) -> list[GuardLogits]:
+        if (kept_at / "mine.safetensors").exists():
+            raise KeyboardInterrupt
+        return logits(rows, **more)
+
+    monkeypatch.setattr(guard, "logits", killed_at_the_third_row)
+    with pytest.raises(KeyboardInterrupt):
+        score_set(guard, data, kept_at)
+    calls = Mock(side_effect=logits)
+    monkeypatch.setattr(guard, "logits", calls)
+    again, rate = score_set(guard, data, kept_at)
+    assert sum(len(call.args[0]) for call in calls.call_args_list) == 3
+    assert rate is not None
+    assert again.logits == pytest.approx(whole.logits)
+    assert score_set(guard, data, kept_at)[1] is None

@@ -1,4 +1,4 @@
-"""A guard's logits on a set, kept beside the results: an evaluation that was stopped does not score a set twice."""
+"""A guard's logits on a set, kept beside the results: an evaluation that was stopped does not score a row twice."""
 
 import hashlib
 import json
@@ -22,6 +22,9 @@ from lora_guard.verdict import GuardLogits, sigmoid
 # What decides a decision but not a logit: a guard may be calibrated anew, renamed or described without being rescored.
 _WITHOUT_EFFECT_ON_LOGITS = {"format_version", "name", "calibration", "data", "licence", "metrics", "provenance"}
 
+_ROWS_KEPT_AT_ONCE = 256
+"""What is lost by a kill at most: some minutes on a laptop. Batches are made of rows of like length within them."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -43,8 +46,8 @@ class Scored:
 def score_set(guard: Guard, data: EvalSet, folder: Path) -> tuple[Scored, float | None]:
     """The guard's scores on a set, from ``folder`` if it holds them, else computed and kept there.
 
-    Kept are logits and labels, never text. They are used again if the guard's weights, the base model and the set are
-    the same by hash, and the program has the same version.
+    Kept are logits and labels, never text, as far as the scoring has come. They are used again if the guard's weights,
+    the base model and the set are the same by hash, and the program has the same version.
 
     Returns:
         The scores, and the rows a second; None where nothing was scored.
@@ -53,19 +56,21 @@ def score_set(guard: Guard, data: EvalSet, folder: Path) -> tuple[Scored, float 
         ResourceError: the folder cannot be written, or no memory for a batch.
     """
     path = folder / f"{data.name.replace('/', '_')}.safetensors"
-    key = _key(guard, data)
-    logits = _kept(path, key)
-    rate = None
+    kept = {"key": _key(guard, data), "set": data.sha256}
     labels = np.array([example.labels(guard.taxonomy) for example in data.examples])
-    if logits is None:
-        began = time.monotonic()
-        with progress(f"score {data.name}", len(data.examples)) as tick:
-            rows = guard.logits([example.conversation() for example in data.examples], done=tick)
-        rate = round(len(rows) / (time.monotonic() - began), 2)
-        logits = np.array([[row.harmful, *row.categories] for row in rows])
+    logits = _kept(path, kept["key"], labels.shape[1])
+    before, began = len(logits), time.monotonic()
+    if before < len(data.examples):
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, save({"logits": logits, "labels": labels}, {"key": key, "set": data.sha256}))
+        with progress(f"score {data.name}", len(data.examples), done=before) as tick:
+            for start in range(before, len(data.examples), _ROWS_KEPT_AT_ONCE):
+                part = data.examples[start : start + _ROWS_KEPT_AT_ONCE]
+                rows = guard.logits([example.conversation() for example in part], done=tick)
+                logits = np.concatenate([logits, [[row.harmful, *row.categories] for row in rows]])
+                files.write_bytes(path, save({"logits": logits, "labels": labels}, kept))
+    scored = len(logits) - before
+    rate = round(scored / (time.monotonic() - began), 2) if scored else None
     return _decided(guard, data, logits, labels), rate
 
 
@@ -91,13 +96,14 @@ def _key(guard: Guard, data: EvalSet) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def _kept(path: Path, key: str) -> Floats | None:
-    """The logits of a former evaluation; None if there are none, or of another guard or other data."""
+def _kept(path: Path, key: str, heads: int) -> Floats:
+    """The logits of a former evaluation, of its first rows if it was stopped; none of another guard or other data."""
+    nothing: Floats = np.empty((0, heads))
     try:
         with safe_open(path, "numpy") as file:
             if (file.metadata() or {}).get("key") != key:
-                return None
+                return nothing
             logits: Floats = file.get_tensor("logits")
             return logits
     except (FileNotFoundError, SafetensorError):  # none yet, or not whole: it is scored
-        return None
+        return nothing
