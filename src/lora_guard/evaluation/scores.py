@@ -23,7 +23,7 @@ from lora_guard.verdict import GuardLogits, sigmoid
 _WITHOUT_EFFECT_ON_LOGITS = {"format_version", "name", "calibration", "data", "licence", "metrics", "provenance"}
 
 _ROWS_KEPT_AT_ONCE = 256
-"""What is lost by a kill at most: some minutes on a laptop. Batches are made of rows of like length within them."""
+"""What is lost by a kill at most: minutes, of disguised rows up to twenty on a slow core. Batches are made within."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def score_set(guard: Guard, data: EvalSet, folder: Path) -> tuple[Scored, float 
         ResourceError: the folder cannot be written, or no memory for a batch.
     """
     path = folder / f"{data.name.replace('/', '_')}.safetensors"
-    kept = {"key": _key(guard, data), "set": data.sha256}
+    metadata = {"key": _key(guard, data), "set": data.sha256}
     labels = np.array([example.labels(guard.taxonomy) for example in data.examples])
-    logits = _kept(path, kept["key"], labels.shape[1])
+    logits = _kept(path, metadata["key"], labels.shape[1])
     before, began = len(logits), time.monotonic()
     if before < len(data.examples):
         with files.writing(folder):
@@ -68,7 +68,7 @@ def score_set(guard: Guard, data: EvalSet, folder: Path) -> tuple[Scored, float 
                 part = data.examples[start : start + _ROWS_KEPT_AT_ONCE]
                 rows = guard.logits([example.conversation() for example in part], done=tick)
                 logits = np.concatenate([logits, [[row.harmful, *row.categories] for row in rows]])
-                files.write_bytes(path, save({"logits": logits, "labels": labels}, kept))
+                files.write_bytes(path, save({"logits": logits, "labels": labels}, metadata))
     scored = len(logits) - before
     rate = round(scored / (time.monotonic() - began), 2) if scored else None
     return _decided(guard, data, logits, labels), rate
